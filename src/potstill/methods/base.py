@@ -1,5 +1,6 @@
 """The contract of a distillation method."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -34,7 +35,7 @@ class Setting:
     teacher: FeatureSpec | None = None
 
 
-class Method(nn.Module):
+class Method(nn.Module, ABC):
     """One term of an objective: a scalar loss of the two networks' features.
 
     Subclasses set ``needs`` and take ``(setting, *, hyper-parameters...)``; parameters they own (projectors) train
@@ -43,6 +44,6 @@ class Method(nn.Module):
 
     needs: ClassVar[Needs]
 
+    @abstractmethod
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
         """The loss, a scalar: the mean over the batch's samples, before the objective's weight."""
-        raise NotImplementedError  # pragma: no cover - abstract
