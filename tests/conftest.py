@@ -1,0 +1,30 @@
+"""Fixtures that every test may use."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """One thread a test process: the suite runs one worker a core, and more threads than cores slow it many times."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Callable[[str], Path]:
+    """A folder of the real data sets by name; a test that asks for one that is not there is skipped, with the reason."""
+    base = Path(os.environ.get("POTSTILL_TEST_DATA") or ROOT.parent / "shared" / "data")
+
+    def folder(name: str) -> Path:
+        path = base / name
+        if not path.exists():
+            pytest.skip(f"real data {name!r} not found at {path}; set POTSTILL_TEST_DATA to the folder that holds it")
+        return path
+
+    return folder
