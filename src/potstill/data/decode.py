@@ -1,0 +1,102 @@
+"""From an image file's bytes to RGB pixels; whatever is wrong with them becomes one sentence that names the file."""
+
+import struct
+import zlib
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from potstill.errors import DataError
+
+__all__ = ["MAX_PIXELS", "decode"]
+
+MAX_PIXELS = 89_478_485  # where Pillow starts to warn of decompression bombs: about 9,500 x 9,400
+
+# No PostScript, no PDF, no video: formats whose readers start other programs stay out.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "MPO")
+
+# What Pillow's readers raise on damaged input, beside OSError and its own subclasses.
+DAMAGE = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, OverflowError, struct.error,
+          zlib.error, NotImplementedError, Image.DecompressionBombError)  # fmt: skip
+
+ORIENTATION = 0x0112  # the EXIF tag
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def decode(data: bytes | Path, name: str, *, draft: int | None = None) -> np.ndarray:
+    """One image as ``(H, W, 3)`` uint8 RGB, upright.
+
+    Grey, two-level, palette and CMYK images become RGB. Transparent parts show white, as on a page (not what the file
+    hides under them, often black). 16-bit grey is scaled to 8 bits, ``round(v / 257)``; 16-bit colour keeps its high
+    byte. The EXIF orientation is applied. Of an animation the first frame counts.
+
+    Args:
+        data: the file's bytes, or its path.
+        name: what an error calls the image.
+        draft: of a JPEG, decode at the smallest of the scales 1, 1/2, 1/4 and 1/8 whose short side still has this many
+            pixels: several times faster where a large photograph is needed small. Other formats ignore it.
+
+    Raises:
+        DataError: empty, truncated or damaged data, an unknown format, more than ``MAX_PIXELS``, or values without an
+            agreed range (floating point, 32 bits).
+
+    Example:
+        >>> decode(b"P5 2 1 255 " + bytes([0, 200]), "two grey pixels").tolist()
+        [[[0, 0, 0], [200, 200, 200]]]
+    """
+    try:
+        # The size is asked before anything is decoded: a bomb must not unfold.
+        with Image.open(data if isinstance(data, Path) else BytesIO(data), formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise DataError(
+                    f"{name} has {width} x {height} pixels, more than the {MAX_PIXELS:,} that one image may have. "
+                    "Make it smaller or remove it."
+                )
+            if draft is not None and image.format in ("JPEG", "MPO"):
+                image.draft(None, (draft, draft))
+            image.load()
+            turn = UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
+            upright = image if turn is None else image.transpose(turn)
+            return np.array(to_rgb(upright, name))
+    except DataError:
+        raise
+    except DAMAGE as error:
+        size = data.stat().st_size if isinstance(data, Path) and data.exists() else None
+        empty = size == 0 or data == b""
+        reason = "it is empty (0 bytes)" if empty else str(error) or type(error).__name__
+        raise DataError(
+            f"Cannot read the image {name}: {reason}. Mend or remove it, or set data.on_error=skip to go on without it."
+        ) from error
+
+
+def to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """An image of any of Pillow's modes as RGB, with transparent parts on white."""
+    if image.mode.startswith("I"):
+        return Image.fromarray(eight_bits(np.asarray(image), name)).convert("RGB")
+    if image.mode == "F":
+        raise DataError(f"{name} has floating-point pixels, which have no agreed range. Save it with 8 or 16 bits.")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        page = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(page, image).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def eight_bits(pixels: np.ndarray, name: str) -> np.ndarray:
+    """16-bit grey as 8-bit grey, rounded; Pillow's own conversion cuts everything above 255 off."""
+    # Pillow opens some 16-bit files with 32-bit pixels, so the range of the values decides.
+    wide = pixels.astype(np.int64)
+    if wide.min() < 0 or wide.max() > 65535:
+        raise DataError(f"{name} has 32-bit pixels, which have no agreed range. Save it with 8 or 16 bits.")
+    return ((wide + 128) // 257).astype(np.uint8)

@@ -1,0 +1,170 @@
+"""One call that opens any data Potstill can read."""
+
+from pathlib import Path
+
+from potstill.data.cifar import CIFAR, cifar, find_cifar, statistics_of
+from potstill.data.digits import digits
+from potstill.data.folder import FolderSource, find_parts
+from potstill.data.parquet import ParquetSource
+from potstill.data.shards import find_shards
+from potstill.data.source import Source, Split, subset
+from potstill.data.splits import stratified
+from potstill.errors import DataError, nearest
+
+__all__ = ["SOURCES", "open_data"]
+
+SOURCES = ("auto", "digits", "cifar10", "cifar100", "folder", "parquet")
+
+
+def open_data(
+    source: str = "auto",
+    path: str | Path | None = None,
+    *,
+    val_fraction: float | None = None,
+    seed: int = 0,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    size: int | None = None,
+) -> Split:
+    """Open a data set as a training and a validation source.
+
+    A validation or test set that the data bring is used as it is. Where there is none, a part of each class is kept
+    for validation, chosen by ``seed``; the split's note says which it was.
+
+    Args:
+        source: what the data are. ``"auto"`` looks: no path is the digits, a folder with CIFAR's pickles is CIFAR, a
+            Parquet file or a folder with such is Parquet, every other folder one of images.
+        path: file or folder. CIFAR may lie there as pickles or as Parquet.
+        val_fraction: the part kept for validation where the data bring none; None is 0.2 of the digits and 0.1 of
+            everything else; 0 keeps none.
+        seed: of that choice.
+        image_column: the image column of a Parquet file, where it is not to be found.
+        label_column: the label column of a Parquet file; ``"coarse_label"`` takes CIFAR-100's 20 groups.
+        size: height and width of the digits, 16 by default. Other sources give their images as they are; what loads
+            them brings them to a size.
+
+    Raises:
+        DataError: an unknown source, a path that is not there or holds something else, and all that the source itself
+            finds wrong.
+
+    Example:
+        >>> split = open_data("digits", val_fraction=0.5)
+        >>> len(split.train), len(split.val), split.train.classes[:3]
+        (898, 899, ('0', '1', '2'))
+    """
+    if source not in SOURCES:
+        raise DataError(
+            f"There is no data source {source!r}; there are {', '.join(SOURCES)}.{nearest(source, SOURCES)}"
+        )
+    if val_fraction is not None and not 0 <= val_fraction < 1:
+        raise DataError(f"val_fraction must be at least 0 and below 1, got {val_fraction}.")
+    place = None if path is None else Path(path)
+    kind = recognise(source, place)
+    if kind != "parquet" and image_column is not None:
+        raise DataError(f"data.image_column={image_column!r} is for Parquet files, but the data are {kind}.")
+    if kind in ("digits", "folder") and label_column is not None:
+        raise DataError(f"data.label_column={label_column!r} is for Parquet files and CIFAR, but the data are {kind}.")
+    if kind == "digits":
+        return digits(16 if size is None else size, 0.2 if val_fraction is None else val_fraction, seed)
+    assert place is not None  # recognise() has seen to it; this tells the type checker
+    fraction = 0.1 if val_fraction is None else val_fraction
+    if kind in CIFAR:
+        return cifar(kind, place, label_column)
+    if kind == "parquet":
+        split = open_parquet(place, fraction, seed, image_column, label_column)
+        if source in CIFAR and split.train.statistics != CIFAR[source].statistics:
+            raise DataError(
+                f"{place} is not {source}: its {len(split.train.classes)} classes or its images' size are others. "
+                "Set data.source=parquet to use it as it is."
+            )
+        return split
+    return open_folder(place, fraction, seed)
+
+
+def recognise(source: str, path: Path | None) -> str:
+    """The reader to use: ``digits``, ``cifar10``, ``cifar100``, ``parquet`` or ``folder``."""
+    if source == "digits" or (source == "auto" and path is None):
+        if path is not None:
+            raise DataError(f"The digits come with scikit-learn and need no path, got {path}. Leave data.path out.")
+        return "digits"
+    if path is None:
+        raise DataError(f"The data source {source!r} needs data.path, the file or folder where the data are.")
+    if not path.exists():
+        raise DataError(f"There is no {path}; data.path must be an existing file or folder.")
+    is_parquet = path.suffix.lower() == ".parquet" if path.is_file() else any(path.rglob("*.parquet"))
+    if source == "parquet" or (source == "auto" and is_parquet):
+        return "parquet"
+    if path.is_file():
+        raise DataError(
+            f"{path} is no Parquet file. Give a .parquet file, or a folder (an archive must be unpacked first)."
+        )
+    found = find_cifar(path)
+    if source in CIFAR:
+        if source not in found and not is_parquet:
+            raise DataError(
+                f"{path} holds no {source}: neither {CIFAR[source].folder} with its pickles nor a Parquet file."
+            )
+        return source if source in found else "parquet"
+    if source == "auto" and len(found) > 1:
+        raise DataError(f"{path} holds {' and '.join(found)}. Name one with data.source.")
+    return next(iter(found)) if source == "auto" and found else "folder"
+
+
+def open_parquet(path: Path, fraction: float, seed: int, image_column: str | None, label_column: str | None) -> Split:
+    """The splits of a Parquet file or folder."""
+    shards = find_shards(path)
+
+    def read(part: str, classes: tuple[str, ...] = ()) -> ParquetSource:
+        name = str(path) if len(shards) == 1 else f"{path} ({part})"
+        return ParquetSource(
+            shards[part], name=name, image_column=image_column, label_column=label_column, classes=classes
+        )
+
+    train = read("train")
+    train.statistics = statistics_of(train.classes, train.fixed_size)
+    if train.labels is not None and len(train.classes) < 2:
+        raise DataError(f"{path} has one class only; a labelled set needs at least two.")
+    part = "validation" if "validation" in shards else "test"
+    val = read(part, train.classes) if part in shards else None
+    if val is not None:
+        val.statistics = train.statistics
+        unused = [one for one in shards if one not in ("train", part)]
+    return finish(train, val, part, train.columns.note, unused if val else [], fraction, seed)
+
+
+def open_folder(path: Path, fraction: float, seed: int) -> Split:
+    """The splits of a folder of images."""
+    train_path, val_path, unused = find_parts(path)
+    train = FolderSource(train_path, root=path)
+    val = None if val_path is None else FolderSource(val_path, classes=train.classes, root=path)
+    said = "" if train.labels is not None else "The images lie flat, so they go without labels."
+    return finish(train, val, val_path.name if val_path else "", said, unused, fraction, seed)
+
+
+def finish(
+    train: Source, val: Source | None, part: str, said: str, unused: list[str], fraction: float, seed: int
+) -> Split:
+    """The split with its note; where there is no validation set, a seeded choice from the training set."""
+    notes = [said] if said else []
+    if val is not None:
+        if train.labels is not None and val.labels is None:
+            raise DataError(f"{train.name} has labels but {val.name} has none, so it cannot be judged by it.")
+        notes.append(f"Validation is the data's own {part} set: {len(val):,} images.")
+        if unused:
+            notes.append(f"Not used: {', '.join(unused)}.")
+        return Split(train, val, " ".join(notes))
+    if unused:
+        notes.append(f"Not used: {', '.join(unused)}.")
+    if fraction == 0:
+        notes.append("No validation set was asked for (val_fraction=0): all images are trained on.")
+        return Split(train, None, " ".join(notes))
+    kept, held = stratified(len(train) if train.labels is None else train.labels, fraction, seed)
+    if not len(held):
+        notes.append("No class has two images, so none is kept for validation: all images are trained on.")
+        return Split(train, None, " ".join(notes))
+    by = "chosen by class" if train.labels is not None else "chosen"
+    notes.append(
+        f"The data bring no validation set: {len(held):,} of {len(train):,} images are kept for it, "
+        f"{by} with seed {seed}."
+    )
+    return Split(subset(train, kept), subset(train, held), " ".join(notes))

@@ -1,0 +1,236 @@
+"""Images in Parquet, in the layout of the Hugging Face hub: local files only, read row group by row group."""
+
+import hashlib
+import logging
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from potstill.data.columns import choose_columns, number_labels
+from potstill.data.decode import decode
+from potstill.data.materialise import materialise
+from potstill.data.source import IMAGENET, Source, Statistics, fingerprint
+from potstill.errors import DataError
+
+__all__ = ["ParquetSource"]
+
+log = logging.getLogger(__name__)
+
+SMALL = 96  # images up to this height and width may be held in memory as one array
+CACHE = 1 << 30  # bytes of undecoded row groups that one process keeps
+
+
+class ParquetSource(Source):
+    """Images that lie as files inside Parquet files.
+
+    Labels are read at once, images when they are asked for: the row group they lie in is read and kept, up to 1 GiB of
+    them in each process. A larger set that is read in random order reads whole row groups for single images; a
+    message says so. The ``path`` beside an image's bytes is never opened.
+
+    Args:
+        files: the shards, in order.
+        name: what messages call the set.
+        image_column: the image column, where it is not to be found.
+        label_column: the label column, where it is not to be found.
+        classes: the classes' names, from the training set; by default from the files.
+        statistics: mean and standard deviation for normalising.
+
+    Raises:
+        DataError: files that are damaged or differ in their columns, columns or labels that cannot be used, no rows.
+
+    ``identity`` is a hash of each file's name, size and footer (which tells where every column of every row group
+    lies, and the range of its values), of the labels and of the classes' names.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        *,
+        name: str,
+        image_column: str | None = None,
+        label_column: str | None = None,
+        classes: Sequence[str] = (),
+        statistics: Statistics = IMAGENET,
+    ) -> None:
+        self.name = name
+        self.statistics = statistics
+        self.files = [Path(file) for file in files]
+        self._start_reading()
+        schema = self._open(0).schema_arrow
+        self.columns = choose_columns(schema, name, image_column, label_column)
+        wanted = [column for column in (self.columns.image, self.columns.label) if column is not None]
+        groups: list[tuple[int, int, int]] = []  # file, row group in it, rows
+        tables = []
+        for number in range(len(self.files)):
+            file = self._open(number)
+            for column in wanted:
+                if column not in file.schema_arrow.names or not file.schema_arrow.field(column).equals(
+                    schema.field(column)
+                ):
+                    raise DataError(f"{self.files[number]} and {self.files[0]} differ in column {column!r}.")
+            meta = file.metadata
+            groups += [(number, group, meta.row_group(group).num_rows) for group in range(meta.num_row_groups)]
+            if self.columns.label is not None:
+                tables.append(self._read(number, range(meta.num_row_groups), self.columns.label))
+        self.groups = groups
+        self._ends = np.cumsum([rows for _, _, rows in groups], dtype=np.int64)  # row number after each group
+        if not len(self):
+            raise DataError(f"{name} has no rows.")
+        if self.columns.label is not None:
+            chunks = [chunk for table in tables for chunk in table.chunks]
+            self.labels, self.classes = number_labels(
+                pa.chunked_array(chunks), self.columns.label, name, tuple(classes) or self.columns.classes
+            )
+        self.fixed_size = self._sample_sizes()
+        self._identity = fingerprint(
+            [self._footer(number) for number in range(len(self.files))], self.labels, self.classes
+        )
+        self._warn_of_size()
+
+    @property
+    def identity(self) -> str:
+        """A hash of the files' names, sizes and footers, of the labels and of the classes' names."""
+        return self._identity
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def image(self, index: int) -> np.ndarray:
+        """One image, ``(H, W, 3)`` uint8."""
+        return decode(self.file_bytes(index), self.describe(index))
+
+    def describe(self, index: int) -> str:
+        """The row and its file."""
+        group, row = self._locate(index)
+        number, within, _ = self.groups[group]
+        before = sum(rows for file, one, rows in self.groups if file == number and one < within)
+        return f"row {before + row} of {self.files[number]}"
+
+    def arrays(self) -> np.ndarray | None:
+        """All images, where the images looked at are small and of one size; decoded anew at each call."""
+        return None if self.fixed_size is None else materialise(self).images
+
+    def file_bytes(self, index: int) -> bytes:
+        """The image file of one row, undecoded."""
+        group, row = self._locate(index)
+        value = self._group(group)[row].as_py()
+        if value is None:
+            raise DataError(
+                f"{self.describe(index)} holds no bytes of an image in column {self.columns.image!r} (a path beside "
+                "them is not followed). Remove the row, or set data.on_error=skip to go on without it."
+            )
+        return value
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        """The row group, and the row in it."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.name} has {len(self)} images, there is no image {index}.")
+        group = int(np.searchsorted(self._ends, index, side="right"))
+        return group, index - (int(self._ends[group - 1]) if group else 0)
+
+    def _group(self, group: int) -> pa.Array:
+        """The image column of one row group, from the cache or from the file."""
+        if self._owner != os.getpid():
+            self._start_reading()
+        with self._lock:
+            if group in self._cache:
+                self._cache.move_to_end(group)
+                return self._cache[group]
+            number, within, _ = self.groups[group]
+            column = self._read(number, [within], self.columns.image).combine_chunks()
+            if isinstance(column, pa.ChunkedArray):  # bytes over 2 GiB stay in several pieces
+                raise DataError(f"{self.files[number]}: row group {within} is too large; write it in smaller ones.")
+            self._cache[group] = column.field("bytes") if self.columns.nested else column
+            self._held += self._cache[group].nbytes
+            while self._held > CACHE and len(self._cache) > 1:
+                _, dropped = self._cache.popitem(last=False)
+                self._held -= dropped.nbytes
+            return self._cache[group]
+
+    def _read(self, number: int, groups: Sequence[int], column: str) -> pa.ChunkedArray:
+        """One column of some row groups; of a struct only its field ``bytes``."""
+        nested = column == self.columns.image and self.columns.nested
+        try:
+            # No threads of pyarrow's own: they do not survive the fork into a loader's workers.
+            table = self._open(number).read_row_groups(
+                list(groups), columns=[f"{column}.bytes" if nested else column], use_threads=False
+            )
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(
+                f"Cannot read {self.files[number]}: {error}. The file is damaged; fetch it again."
+            ) from error
+        return table.column(column)
+
+    def _open(self, number: int) -> pq.ParquetFile:
+        """One file, opened once in each process."""
+        if self._owner != os.getpid():
+            self._start_reading()
+        if number not in self._handles:
+            path = self.files[number]
+            try:
+                self._handles[number] = pq.ParquetFile(path, memory_map=True)
+            except (OSError, pa.ArrowException) as error:
+                raise DataError(
+                    f"Cannot read {path} as Parquet: {error}. Fetch it again, or give another file."
+                ) from error
+        return self._handles[number]
+
+    def _footer(self, number: int) -> tuple[str, int, str]:
+        """A file's name, size and the hash of its footer."""
+        path = self.files[number]
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(size - 8)
+            length = int.from_bytes(file.read(4), "little")  # then four bytes of magic
+            file.seek(size - 8 - length)
+            return path.name, size, hashlib.sha256(file.read(length)).hexdigest()
+
+    def _sample_sizes(self) -> tuple[int, int] | None:
+        """The images' height and width, where those looked at are small and all of one size.
+
+        Sixteen images of the first row group are looked at; ``materialise`` finds out where that was not enough.
+        """
+        rows = next(rows for _, _, rows in self.groups if rows)
+        sizes = set()
+        for row in np.linspace(0, rows - 1, num=16, dtype=np.int64):
+            try:
+                with Image.open(BytesIO(self.file_bytes(int(row)))) as image:
+                    sizes.add((image.height, image.width))
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+                continue  # a damaged image tells nothing of the others; reading it will tell of it
+        size = sizes.pop() if len(sizes) == 1 else None
+        return size if size is not None and max(size) <= SMALL else None
+
+    def _warn_of_size(self) -> None:
+        total = sum(self._open(number).metadata.row_group(group).total_byte_size for number, group, _ in self.groups)
+        if total > CACHE:
+            log.warning(
+                "%s holds %.1f GiB in %d row groups, more than the %.0f GiB that are kept undecoded: in random order "
+                "many images cost the reading of a row group. Smaller row groups or a folder of images go faster.",
+                self.name, total / 2**30, len(self.groups), CACHE / 2**30,
+            )  # fmt: skip
+
+    def _start_reading(self) -> None:
+        """Forget open files and cached row groups, and take this process as their owner."""
+        self._owner = os.getpid()
+        self._handles: dict[int, pq.ParquetFile] = {}
+        self._cache: OrderedDict[int, pa.Array] = OrderedDict()
+        self._held = 0
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        private = ("_handles", "_cache", "_held", "_lock", "_owner")
+        return {key: value for key, value in self.__dict__.items() if key not in private}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._start_reading()
