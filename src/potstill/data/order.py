@@ -1,0 +1,123 @@
+"""Which samples each step of each process sees: a pure function of (seed, epoch, step)."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from potstill.data.random import bits
+from potstill.errors import DataError
+
+__all__ = ["Chunk", "Plan"]
+
+
+@lru_cache(maxsize=2)
+def _permutation(length: int, seed: int, epoch: int) -> Tensor:
+    """``(length,)`` int64: the order of an epoch, the same on every machine and version of torch."""
+    index = torch.arange(length)
+    epochs = torch.full_like(index, epoch)
+    # 62 bits: two samples of one key would keep their order, which at 32 bits happens in any set of 100,000.
+    key = (bits(seed, index, epochs, 0) << 30) ^ (bits(seed, index, epochs, 1) >> 2)
+    return torch.argsort(key, stable=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One process's micro-batch: positions ``start`` to ``stop`` of the epoch's order, and its ``Batch.weight``.
+
+    ``part`` counts the step's chunks over all processes and micro-batches.
+    """
+
+    start: int
+    stop: int
+    weight: float
+    part: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The order of one process's share of the data.
+
+    The order of an epoch, and the samples of each step, do not depend on ``world`` and ``accumulate``: these only cut
+    a step's samples into ``world * accumulate`` chunks of nearly equal size. ``step`` may be asked for in any order,
+    so that a run resumes in the middle of an epoch by asking for the next step.
+
+    Attributes:
+        length: number of samples.
+        batch_size: samples of one optimiser step, over all processes and micro-batches.
+        seed: of the shuffle.
+        shuffle: whether an epoch's order is random; else it is 0, 1, 2, ...
+        rank: this process.
+        world: number of processes.
+        accumulate: micro-batches of a process in one step.
+        drop_last: whether a last step with fewer than ``batch_size`` samples is left out.
+        fillers: whether a process without samples in a micro-batch gets one with weight 0, which it needs in training
+            to take part in the step; in evaluation it does without.
+
+    Raises:
+        DataError: at construction, for numbers with which no step is possible.
+
+    Example:
+        >>> plan = Plan(length=10, batch_size=4, seed=0, shuffle=False)
+        >>> plan.steps
+        3
+        >>> plan.step(epoch=0, k=2)
+        [(tensor([8, 9]), 1.0)]
+    """
+
+    length: int
+    batch_size: int
+    seed: int
+    shuffle: bool
+    rank: int = 0
+    world: int = 1
+    accumulate: int = 1
+    drop_last: bool = False
+    fillers: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("length", "batch_size", "world", "accumulate"):
+            if getattr(self, name) < 1:
+                raise DataError(f"{name}={getattr(self, name)} gives no batches; it must be at least 1.")
+        if not 0 <= self.rank < self.world:
+            raise DataError(f"rank={self.rank} is not one of the {self.world} processes, which count from 0.")
+        if self.drop_last and self.length < self.batch_size:
+            raise DataError(
+                f"{self.length} samples do not fill one batch of {self.batch_size}, and drop_last leaves out the rest: "
+                "no step is left. Take a smaller batch_size or drop_last=False."
+            )
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps in an epoch; the last one has what is left, unless ``drop_last``."""
+        return self.length // self.batch_size if self.drop_last else -(-self.length // self.batch_size)
+
+    def order(self, epoch: int) -> Tensor:
+        """``(length,)`` int64 on the host: the indices of all samples in the epoch's order. Not to be written to."""
+        return _permutation(self.length, self.seed, epoch) if self.shuffle else torch.arange(self.length)
+
+    def chunks(self, k: int) -> list[Chunk]:
+        """This process's micro-batches of step ``k``, as positions in the epoch's order."""
+        if not 0 <= k < self.steps:
+            raise DataError(f"step {k} is not in an epoch of {self.steps} steps, which count from 0.")
+        first = k * self.batch_size
+        count = min(self.batch_size, self.length - first)
+        parts = self.world * self.accumulate
+        chunks = []
+        for micro in range(self.accumulate):
+            part = micro * self.world + self.rank  # one micro-step of all processes is one contiguous run
+            start, stop = (first + count * p // parts for p in (part, part + 1))
+            if stop > start:
+                chunks.append(Chunk(start, stop, (stop - start) * self.world / count, part))
+            elif self.fillers:
+                chunks.append(Chunk(first, first + 1, 0.0, part))
+        return chunks
+
+    def step(self, epoch: int, k: int) -> list[tuple[Tensor, float]]:
+        """This process's micro-batches of step ``k``: ``(n,)`` int64 indices and the weight of each."""
+        order = self.order(epoch)
+        return [(order[chunk.start : chunk.stop], chunk.weight) for chunk in self.chunks(k)]
