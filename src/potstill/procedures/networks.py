@@ -1,0 +1,137 @@
+"""From a recipe's student and teacher sections to networks, and to the objective between them."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from potstill.config import NetworkConfig, Recipe, TeacherConfig
+from potstill.errors import RecipeError
+from potstill.methods.base import Setting
+from potstill.methods.objective import PEFD_OBJECTIVE, Objective
+from potstill.networks.build import build_network
+from potstill.networks.card import NetworkCard, read_card
+from potstill.networks.tap import Tapped, Taps
+from potstill.networks.teacher import Teacher
+from potstill.procedures.data import Data
+from potstill.training.distributed import Processes
+
+__all__ = ["DTYPES", "build_objective", "build_student", "build_teacher", "default_objective", "student_card"]
+
+log = logging.getLogger(__name__)
+
+DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def default_objective(recipe: Recipe) -> dict[str, Any]:
+    """The recipe's objective; where it names none, PEFD's with a teacher and the cross entropy without."""
+    return dict(recipe.objective) or (dict(PEFD_OBJECTIVE) if recipe.teacher else {"ce": 1.0})
+
+
+def build_student(recipe: Recipe, data: Data, teacher: Teacher | None) -> Tapped:
+    """The network that learns, initialised from the recipe's seed.
+
+    Without labels it gets the teacher's classes, so that its logits can be compared with the teacher's.
+
+    Raises:
+        RecipeError: where the recipe names no model.
+        NetworkError: for an unknown model or weights that do not fit.
+    """
+    if recipe.student.model is None and recipe.student.weights is None:
+        raise RecipeError("student.model is missing: name the network to train, like student.model=resnet8x4.")
+    classes = len(data.classes) or (teacher.spec.classes if teacher else 0)
+    torch.manual_seed(recipe.seed)
+    return _build(recipe.student, classes, data.size)
+
+
+def build_teacher(recipe: Recipe, data: Data, processes: Processes) -> Teacher | None:
+    """The recipe's teacher, frozen; its input statistics are its own (see the recipe's teacher section).
+
+    Raises:
+        RecipeError: where the teacher's section names neither weights nor ``pretrained=true``.
+        NetworkError: for an unknown model or weights that do not fit.
+    """
+    config = recipe.teacher
+    if config is None:
+        return None
+    if config.weights is None and not config.pretrained:
+        raise RecipeError(
+            "The teacher has no weights: give teacher.weights=PATH (a run's folder, safetensors or a state dict), "
+            "or teacher.pretrained=true. A teacher with random weights teaches nothing."
+        )
+    network = _build(config, None, config.size or data.size)
+    mean, std, size = _statistics(config, network, data)
+    precision = recipe.precision if config.precision == "auto" else config.precision
+    return Teacher(
+        network,
+        mean=mean,
+        std=std,
+        student_mean=data.mean,
+        student_std=data.std,
+        input_size=None if size in (None, data.size) else (size, size),
+        device=processes.device,
+        precision=DTYPES[precision],
+        channels_last=recipe.channels_last,
+        compile=recipe.compile,
+    )
+
+
+def build_objective(recipe: Recipe, student: Tapped, teacher: Teacher | None, data: Data) -> Objective:
+    """The recipe's weighted sum of methods, sized for these two networks.
+
+    Raises:
+        RecipeError: for an objective that these networks or these data cannot serve: a method that reads labels
+            without labels, one that reads a teacher without one, one that compares logits of other classes.
+    """
+    objective = Objective(Setting(student.spec, teacher.spec if teacher else None), default_objective(recipe))
+    objective.check(labels=data.labelled, teacher=teacher is not None)
+    if teacher and objective.compares_logits and data.labelled and teacher.spec.classes != len(data.classes):
+        names = " and ".join(objective.compares_logits)
+        raise RecipeError(
+            f"The teacher has {teacher.spec.classes} classes and the data have {len(data.classes)}, but {names} compares "
+            "the two networks' logits class by class. Use a teacher trained on these classes, or an objective that "
+            "reads features only, such as {ce: 1, pefd: 25}."
+        )
+    return objective
+
+
+def student_card(recipe: Recipe, student: Tapped, data: Data) -> NetworkCard:
+    """What ``student.json`` says of the student."""
+    config = recipe.student
+    model, args, taps = config.model, config.args, config.taps.model_dump() if config.taps else None
+    if model is None and config.weights is not None:
+        card = read_card(Path(config.weights))
+        model, args, taps = card.model, card.args, card.taps
+    return NetworkCard(
+        model=str(model), args=dict(args), num_classes=student.spec.classes, classes=list(data.classes),
+        mean=list(data.mean), std=list(data.std), input_size=[3, data.size, data.size], taps=taps,
+    )  # fmt: skip
+
+
+def _build(config: NetworkConfig, classes: int | None, size: int) -> Tapped:
+    taps = Taps(classifier=config.taps.classifier, maps=config.taps.maps) if config.taps else None
+    return build_network(
+        config.model, classes=classes, weights=config.weights, pretrained=config.pretrained,
+        args=dict(config.args), taps=taps, input_size=(3, size, size),
+    )  # fmt: skip
+
+
+def _statistics(
+    config: TeacherConfig, network: Tapped, data: Data
+) -> tuple[tuple[float, ...], tuple[float, ...], int | None]:
+    """The teacher's own mean, deviation and input side: the recipe's, else its card's, else its library's, else the data's."""
+    card_mean: tuple[float, ...] | None = None
+    card_std: tuple[float, ...] | None = None
+    size = config.size
+    if config.weights is not None and Path(config.weights).is_dir():
+        card = read_card(Path(config.weights))
+        card_mean, card_std = tuple(card.mean), tuple(card.std)
+        size = size or card.input_size[-1]
+    elif config.pretrained:
+        library = getattr(network.network, "pretrained_cfg", {})
+        card_mean, card_std = library.get("mean"), library.get("std")
+        size = size or (library.get("input_size") or (None,))[-1]
+    else:
+        log.info("The teacher's weights bring no input statistics; the data's are used. Set teacher.mean and teacher.std if its own differ.")
+    return config.mean or card_mean or data.mean, config.std or card_std or data.std, size

@@ -1,0 +1,95 @@
+"""The processes of a run: one, or as many as ``torchrun`` started."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from potstill.errors import RunError
+
+__all__ = ["Processes", "joined"]
+
+
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """This process among its run's processes.
+
+    Attributes:
+        device: where this process computes.
+        rank: its number; 0 writes the run's folder and talks.
+        world: how many there are.
+    """
+
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes and talks."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of a tensor over all processes (the tensor itself where there is one process)."""
+        if self.world > 1:
+            values = values.clone()
+            dist.all_reduce(values)
+        return values
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process. Waits for all of them."""
+        if self.world == 1:
+            return flag
+        return bool(self.sum(torch.tensor(float(flag), device=self.device)).item())
+
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        if self.world > 1:
+            dist.barrier()
+
+
+@contextmanager
+def joined(device: str = "auto") -> Iterator[Processes]:
+    """Join the processes that ``torchrun`` started, or be the only one; leave them at the end.
+
+    Args:
+        device: "auto" (CUDA, then MPS, then the CPU), or a device's name as PyTorch spells it.
+
+    Raises:
+        RunError: for a device that this machine does not have.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    chosen = _device(device, int(os.environ.get("LOCAL_RANK", "0")), world)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if world == 1:
+        yield Processes(chosen)
+        return
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield Processes(chosen, dist.get_rank(), world)
+    finally:
+        dist.destroy_process_group()
+
+
+def _device(name: str, local_rank: int, world: int) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise RunError(f"device={name} is no device that PyTorch knows; use auto, cpu, cuda, cuda:1 or mps.") from None
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise RunError(f"device={name}: this machine has no CUDA device that PyTorch can use; use device=cpu.")
+        index = local_rank if world > 1 else device.index or 0
+        if index >= torch.cuda.device_count():
+            raise RunError(f"device={name}: device {index} was asked for and there are {torch.cuda.device_count()}.")
+        return torch.device("cuda", index)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise RunError("device=mps: this machine has no Metal device that PyTorch can use; use device=cpu.")
+    return device

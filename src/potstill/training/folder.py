@@ -1,0 +1,103 @@
+"""A run's folder: who owns it, and the files that every run leaves."""
+
+import contextlib
+import csv
+import fcntl
+import io
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from potstill.errors import RunError
+from potstill.training.checkpoints import write_atomically
+
+__all__ = ["RunFolder"]
+
+
+class RunFolder:
+    """``recipe.yaml``, ``metrics.csv``, ``steps.jsonl``, ``checkpoints/``, and at the end ``result.json``.
+
+    Args:
+        path: made when something is first written.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe, with versions and the command in its head."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the trainer's states."""
+        return self.path / "checkpoints"
+
+    @contextlib.contextmanager
+    def owned(self) -> Iterator[None]:
+        """Own the folder; the lock falls with the process, however it ends.
+
+        Raises:
+            RunError: where another process trains in it.
+        """
+        self.make()
+        with open(self.path / ".lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise RunError(f"Another process is at work in {self.path}; wait for it, or give another run=.") from None
+            yield
+
+    def make(self) -> None:
+        """Make the folder.
+
+        Raises:
+            RunError: where it cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"The run's folder {self.path} cannot be made: {error.strerror}.") from None
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a file whole or not at all."""
+        self.make()
+        write_atomically(self.path / name, lambda part: part.write_text(text, encoding="utf-8"))
+
+    def write_metrics(self, history: list[dict[str, Any]]) -> None:
+        """All epochs' rows, as ``metrics.csv``."""
+        columns = list(dict.fromkeys(key for row in history for key in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(history)
+        self.write_text("metrics.csv", text.getvalue())
+
+    def append_step(self, row: dict[str, Any]) -> None:
+        """One row of ``steps.jsonl``."""
+        with open(self.path / "steps.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def forget_steps_after(self, step: int) -> None:
+        """Drop the rows of steps that a resumed run takes again, and a last row cut short by a kill."""
+        path = self.path / "steps.jsonl"
+        if not path.exists():
+            return
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+        self.write_text("steps.jsonl", "".join(kept))
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """The run's outcome; its presence says that the run is finished."""
+        self.write_text("result.json", json.dumps(result, indent=2) + os.linesep)
+
+    def result(self) -> dict[str, Any] | None:
+        """The outcome of a finished run, or None."""
+        path = self.path / "result.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None

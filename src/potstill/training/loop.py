@@ -1,0 +1,278 @@
+"""The training loop.
+
+In short::
+
+    resume, or start
+    for epoch in epochs:
+        for micro-batches in the loader:
+            for batch in micro-batches:
+                teacher(batch); student(batch); objective -> backward
+            clip; optimiser step; average the weights (EMA)
+            every `log.every` steps: the only wait for the device; a non-finite loss stops here
+            told to stop? save, say how to go on, leave
+        evaluate; write metrics; save
+
+A step's random numbers (dropout) are a function of (seed, step, rank), its images of (seed, index, view), its learning
+rate of (step, steps): so a state is weights, optimiser, averages and counters, and a resumed run is the same run.
+"""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from potstill.batch import Batch
+from potstill.errors import RunError
+from potstill.methods.objective import gradient_shares
+from potstill.networks.teacher import Teacher
+from potstill.training.checkpoints import Checkpoints
+from potstill.training.distributed import Processes
+from potstill.training.ema import WeightAverage
+from potstill.training.interrupts import Interrupt
+from potstill.training.reporting import Reporter
+from potstill.training.schedules import Schedule
+from potstill.training.step import TrainingStep
+from potstill.training.tally import Tally
+
+__all__ = ["Loader", "Loop", "NonFiniteLoss", "Settings", "Stopped"]
+
+
+class Loader(Protocol):
+    """Where batches come from."""
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps an epoch."""
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[list[Batch]]:
+        """This process's micro-batches, a list for each step, from step ``start`` on."""
+
+
+class Stopped(RunError):
+    """The run was told to stop, and saved itself."""
+
+
+class NonFiniteLoss(RunError):
+    """A loss became infinite or NaN."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Numbers of the loop; the recipe's fields of the same names say what each one is."""
+
+    epochs: int
+    seed: int = 0
+    lr: float = 0.05
+    schedule: Schedule = field(default_factory=Schedule)
+    clip: float | None = None
+    fp16: bool = False
+    log_every: int = 50
+    shares_every: int = 500
+    evaluate_every: int = 1
+    checkpoint_epochs: int = 1
+    checkpoint_steps: int = 0
+
+
+class Loop:
+    """One phase of training: these parameters, on this objective, for so many epochs.
+
+    Args:
+        step: student and objective, on the device.
+        teacher: None where no method reads one.
+        loader: the training images.
+        evaluate: gives the accuracies of an epoch's row; called on every process.
+        optimizer: over the step's parameters.
+        settings: numbers.
+        checkpoints: where states go.
+        processes: this process and the others.
+        reporter: who is told.
+        interrupt: raised when the run is told to stop.
+        average: the moving average of the student's weights, where there is one.
+    """
+
+    def __init__(
+        self,
+        step: TrainingStep,
+        teacher: Teacher | None,
+        loader: Loader,
+        evaluate: Callable[[], dict[str, float]],
+        optimizer: torch.optim.Optimizer,
+        settings: Settings,
+        checkpoints: Checkpoints,
+        processes: Processes,
+        reporter: Reporter,
+        interrupt: Interrupt,
+        average: WeightAverage | None = None,
+    ) -> None:
+        self.step, self.teacher, self.loader, self.evaluate = step, teacher, loader, evaluate
+        self.optimizer, self.settings, self.average = optimizer, settings, average
+        self.checkpoints, self.processes = checkpoints, processes
+        self.reporter, self.interrupt = reporter, interrupt
+        self.scaler = torch.amp.GradScaler(processes.device.type, enabled=settings.fp16)
+        self.tally = Tally([*step.objective.terms, "total"], processes)
+        self.history: list[dict[str, Any]] = []
+        self.epoch = self.done = 0  # the epoch at hand, and how many of its steps are done
+        self._seconds, self._since = 0.0, time.perf_counter()  # training time of this epoch before, and from when on
+        self._teacher_maps = "maps" in step.objective.needs.teacher
+
+    def run(self) -> list[dict[str, Any]]:
+        """Train to the end, from the newest checkpoint where there is one; return the rows of all epochs.
+
+        Raises:
+            Stopped: told to stop by a signal; the state is saved.
+            NonFiniteLoss: names the last good checkpoint.
+        """
+        if self.processes.main:
+            self.checkpoints.clear_parts()
+        if newest := self.checkpoints.newest():
+            self._load(self.checkpoints.load(newest))
+        module = self._distributed()
+        settings, steps = self.settings, self.loader.steps
+        self.reporter.started(self.epoch, self.done, steps, settings.epochs)
+        for epoch in range(self.epoch, settings.epochs):
+            self.step.train()
+            self._since = logged = time.perf_counter()
+            for micro_batches in self.loader.epoch(epoch, start=self.done):
+                shares = self._step(module, micro_batches, epoch * steps + self.done, steps * settings.epochs)
+                self.done += 1
+                position = epoch * steps + self.done
+                self.reporter.advanced(epoch, self.done)
+                if shares or position % settings.log_every == 0:
+                    logged = self._log(position, shares, logged)
+                if self._told_to_stop(position):
+                    self._stop(position)
+                if settings.checkpoint_steps and position % settings.checkpoint_steps == 0 and self.done < steps:
+                    self._save(position)
+            self._finish_epoch()
+        return self.history
+
+    def _step(self, module: nn.Module, micro_batches: list[Batch], position: int, total: int) -> dict[str, Tensor]:
+        """One optimiser step; the gradient's shares where they are due."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.lr * self.settings.schedule(position, total)
+        torch.manual_seed(_mix(self.settings.seed, position, self.processes.rank))
+        every = self.settings.shares_every
+        measure = bool(every) and position % every == 0 and len(self.step.objective.terms) > 1
+        shares: dict[str, Tensor] = {}
+        for number, batch in enumerate(micro_batches):
+            last = number + 1 == len(micro_batches)
+            with contextlib.nullcontext() if last or module is self.step else module.no_sync():  # type: ignore[operator]
+                teacher = self.teacher(batch.images, maps=self._teacher_maps) if self.teacher else None
+                losses, student = module(batch, teacher, eager=measure and number == 0)
+                if measure and number == 0:
+                    shares = gradient_shares(self.step.objective.weighted(losses), student.embedding)
+                self.scaler.scale(losses["total"] * batch.weight).backward()
+            self.tally.add(losses, batch.weight)
+        self.tally.step()
+        if self.settings.clip is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.step.parameters(), self.settings.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update(self.step.student)
+        return shares
+
+    def _log(self, position: int, shares: dict[str, Tensor], since: float) -> float:
+        means, count = self.tally.recent()
+        now = time.perf_counter()
+        row: dict[str, Any] = {"step": position, "epoch": self.epoch, "lr": self.optimizer.param_groups[0]["lr"]}
+        row |= means | {f"share_{name}": value.item() for name, value in shares.items()}
+        self._must_be_finite(means, position)
+        self.reporter.logged(row | {"steps_per_second": count / (now - since)})
+        return now
+
+    def _finish_epoch(self) -> None:
+        means = self.tally.epoch()
+        position = (self.epoch + 1) * self.loader.steps
+        self._must_be_finite(means, position)
+        row: dict[str, Any] = {"epoch": self.epoch + 1, "step": position, "lr": self.optimizer.param_groups[0]["lr"]}
+        row |= means | {"seconds": self._seconds + time.perf_counter() - self._since}
+        last = self.epoch + 1 == self.settings.epochs
+        if last or (self.epoch + 1) % self.settings.evaluate_every == 0:
+            row |= self.evaluate()
+        self.history.append(row)
+        self.tally.reset()
+        self.epoch, self.done, self._seconds = self.epoch + 1, 0, 0.0
+        self.reporter.finished_epoch(row, self.history)
+        if last or self.epoch % self.settings.checkpoint_epochs == 0:
+            self._save(position)
+
+    def _must_be_finite(self, means: dict[str, float], position: int) -> None:
+        bad = [f"{name}={value}" for name, value in means.items() if not math.isfinite(value)]
+        if bad:
+            newest = self.checkpoints.newest()
+            good = f"The last good checkpoint is {newest}" if newest else "There is no checkpoint yet"
+            raise NonFiniteLoss(
+                f"The loss is not finite at step {position} ({', '.join(bad)}). {good}. "
+                "Try a lower optimizer.lr, clip=1.0, or precision=bf16 in place of fp16."
+            )
+
+    def _told_to_stop(self, position: int) -> bool:
+        if self.processes.world == 1:
+            return bool(self.interrupt)
+        # Processes are told at different steps: they agree when they wait for each other anyway.
+        return position % self.settings.log_every == 0 and self.processes.any(bool(self.interrupt))
+
+    def _stop(self, position: int) -> None:
+        path = self._save(position)
+        name = self.interrupt.signal.name if self.interrupt.signal else "another process's signal"
+        raise Stopped(f"Stopped by {name} after step {position}; saved {path}. The same command goes on from there.")
+
+    def _save(self, position: int) -> Any:
+        tally = self.tally.state()
+        norms = torch.stack(torch._foreach_norm([p.detach() for p in self.step.parameters()]))
+        self._must_be_finite(self.tally.epoch() | {"weights": norms.sum().item()}, position)
+        path = None
+        if self.processes.main:
+            state = {
+                "epoch": self.epoch,
+                "done": self.done,
+                "seconds": self._seconds + time.perf_counter() - self._since if self.done else 0.0,
+                "history": self.history,
+                "student": self.step.student.network.state_dict(),
+                "objective": self.step.objective.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "average": self.average.state_dict() if self.average else None,
+                "tally": tally,
+            }
+            path = self.checkpoints.save(position, state)
+        self.processes.wait()
+        return path
+
+    def _load(self, state: dict[str, Any]) -> None:
+        self.epoch, self.done, self.history = state["epoch"], state["done"], state["history"]
+        self._seconds = state["seconds"]
+        self.step.student.network.load_state_dict(state["student"])
+        self.step.objective.load_state_dict(state["objective"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.settings.fp16:
+            self.scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.tally.restore(state["tally"])
+
+    def _distributed(self) -> nn.Module:
+        if self.processes.world == 1:
+            return self.step
+        device = self.processes.device
+        # Without a method that reads the student's logits, its classifier gets no gradient, and DDP must know.
+        unused = "logits" not in self.step.objective.needs.student
+        ids = [device] if device.type == "cuda" else None
+        return DistributedDataParallel(self.step, device_ids=ids, find_unused_parameters=unused)
+
+
+def _mix(*numbers: int) -> int:
+    """One seed of several numbers, well apart for neighbouring ones."""
+    seed = 0
+    for number in numbers:
+        seed = (seed * 6364136223846793005 + number + 1442695040888963407) % 2**63
+    return seed

@@ -1,0 +1,50 @@
+"""What is computed for one batch: the student, and every term of the objective."""
+
+import torch
+from torch import Tensor, nn
+
+from potstill.batch import Batch
+from potstill.methods.objective import Objective
+from potstill.networks.features import Features
+from potstill.networks.tap import Tapped
+
+__all__ = ["TrainingStep"]
+
+
+class TrainingStep(nn.Module):
+    """Student and objective as one module, so that DDP and the optimiser see all that trains, and never the teacher.
+
+    Args:
+        student: the network that learns.
+        objective: the weighted sum of methods, with their projectors.
+        autocast: the dtype that the student computes in; None for float32. Losses are float32 always.
+        compiled: run the student through ``torch.compile``.
+    """
+
+    def __init__(
+        self, student: Tapped, objective: Objective, *, autocast: torch.dtype | None = None, compiled: bool = False
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.objective = objective
+        self._autocast = autocast
+        self._maps = "maps" in objective.needs.student
+        # The compiled callable is kept outside the module tree: state dicts stay plain. Batches come in two sizes
+        # (an epoch's last one is short); static shapes make one graph for each.
+        self.__dict__["_forward"] = torch.compile(student, dynamic=False) if compiled else student
+
+    def forward(
+        self, batch: Batch, teacher: Features | None, eager: bool = False
+    ) -> tuple[dict[str, Tensor], Features]:
+        """The objective's terms with their weighted "total", and the student's features.
+
+        Args:
+            batch: what both networks see.
+            teacher: the teacher's features of that batch.
+            eager: go round the compiled graph, which hides how the logits depend on the embedding; the
+                gradient's shares are measured so.
+        """
+        network = self.student if eager else self.__dict__["_forward"]
+        with torch.autocast(batch.images.device.type, dtype=self._autocast, enabled=self._autocast is not None):
+            student: Features = network(batch.images, maps=self._maps)
+        return self.objective(student, teacher, batch), student
