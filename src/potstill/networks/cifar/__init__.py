@@ -13,13 +13,16 @@ from pathlib import Path
 
 from timm.models import model_entrypoint
 
-from . import resnet, wrn
+from . import mobilenetv2, resnet, resnet_bottleneck, shufflenetv1, shufflenetv2, vgg, wrn
 
 __all__ = ["CIFAR_MODELS", "family_file"]
 
-FAMILIES = (resnet, wrn)
+FAMILIES = (resnet, wrn, vgg, resnet_bottleneck, mobilenetv2, shufflenetv1, shufflenetv2)
 
-CIFAR_MODELS: dict[str, str] = {name: name for family in FAMILIES for name in family.default_cfgs}
+# The papers' names to timm's: they differ where timm has a network of that name for ImageNet (vgg13 is cifar_vgg13).
+CIFAR_MODELS: dict[str, str] = {
+    name.removeprefix("cifar_"): name for family in FAMILIES for name in family.default_cfgs
+}
 
 
 def family_file(timm_name: str) -> Path:

@@ -12,7 +12,17 @@ import torch.nn.functional as F
 from timm.models import build_model_with_cfg
 from torch import Tensor, nn
 
-__all__ = ["CIFAR_MEAN", "CIFAR_STD", "CifarNetwork", "build", "cifar_cfg", "conv1x1", "conv3x3", "fan_out_init"]
+__all__ = [
+    "CIFAR_MEAN",
+    "CIFAR_STD",
+    "CifarNetwork",
+    "build",
+    "cifar_cfg",
+    "conv1x1",
+    "conv3x3",
+    "fan_out_init",
+    "shuffle_channels",
+]
 
 CIFAR_MEAN = (0.5071, 0.4867, 0.4408)
 CIFAR_STD = (0.2675, 0.2565, 0.2761)
@@ -53,10 +63,6 @@ class CifarNetwork(nn.Module, ABC):
             {"num_chs": count, "reduction": reduction, "module": module}
             for count, reduction, module in zip(channels, self.tap_reductions, self.tap_modules, strict=True)
         ]
-
-    def init_weights(self) -> None:
-        """The family's initialisation: here the He initialisation by fan-out of every convolution."""
-        fan_out_init(self)
 
     def init_classifier(self, classifier: nn.Linear) -> None:
         """The family's initialisation of the last layer: here torch's default, which the layer already has."""
@@ -170,6 +176,21 @@ def conv3x3(in_channels: int, out_channels: int, stride: int = 1, groups: int = 
 def conv1x1(in_channels: int, out_channels: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
     """A 1x1 convolution without bias."""
     return nn.Conv2d(in_channels, out_channels, 1, stride=stride, groups=groups, bias=False)
+
+
+def shuffle_channels(x: Tensor, groups: int) -> Tensor:
+    """Deal the channels out to ``groups`` hands and put the hands together: channel ``i C/g + j`` goes to ``j g + i``.
+
+    The memory format is kept: a plain reshape would return to NCHW at each shuffle of a network in ``channels_last``.
+
+    Example:
+        >>> import torch
+        >>> shuffle_channels(torch.arange(6).reshape(1, 6, 1, 1), groups=2).flatten().tolist()
+        [0, 3, 1, 4, 2, 5]
+    """
+    if x.is_contiguous():
+        return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
+    return x.permute(0, 2, 3, 1).unflatten(3, (groups, -1)).transpose(3, 4).flatten(3).permute(0, 3, 1, 2)
 
 
 def fan_out_init(network: nn.Module) -> None:

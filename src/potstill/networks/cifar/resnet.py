@@ -11,7 +11,7 @@ from typing import Any
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from .base import CifarNetwork, build, cifar_cfg, conv1x1, conv3x3
+from .base import CifarNetwork, build, cifar_cfg, conv1x1, conv3x3, fan_out_init
 
 __all__ = ["CifarResNet"]
 
@@ -85,7 +85,7 @@ class CifarResNet(CifarNetwork):
         self.layer2 = make_stage(widths[1], widths[2], blocks, stride=2)
         self.layer3 = make_stage(widths[2], widths[3], blocks, stride=2)
         self.fc = self.make_classifier()
-        self.init_weights()
+        fan_out_init(self)
 
     def forward_stem(self, x: Tensor) -> Tensor:
         """One 3x3 convolution, batch norm and ReLU, at the image's size."""

@@ -10,7 +10,7 @@ from typing import Any
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from .base import CifarNetwork, build, cifar_cfg, conv1x1, conv3x3
+from .base import CifarNetwork, build, cifar_cfg, conv1x1, conv3x3, fan_out_init
 
 __all__ = ["WideResNet"]
 
@@ -86,7 +86,7 @@ class WideResNet(CifarNetwork):
         self.bn1 = nn.BatchNorm2d(widths[3])
         self.relu = nn.ReLU()
         self.fc = self.make_classifier()
-        self.init_weights()
+        fan_out_init(self)
 
     def init_classifier(self, classifier: nn.Linear) -> None:
         """Torch's default weights, bias zero."""
