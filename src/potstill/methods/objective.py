@@ -1,0 +1,194 @@
+"""What a student is trained on: a weighted sum of methods."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from potstill.batch import Batch
+from potstill.errors import RecipeError
+from potstill.methods.base import Method, Needs, Setting
+from potstill.methods.numerics import full_precision
+from potstill.methods.registry import build_method
+from potstill.networks.features import Features
+
+__all__ = ["KD_OBJECTIVE", "PEFD_OBJECTIVE", "Objective", "share_warnings"]
+
+PEFD_OBJECTIVE: dict[str, float | dict[str, Any]] = {"ce": 1.0, "pefd": {"weight": 25.0, "projectors": 3}}
+"""The PEFD paper's, for every pair of networks and every data set (arXiv 2210.15274, section 4)."""
+
+KD_OBJECTIVE: dict[str, float | dict[str, Any]] = {"ce": 0.1, "kd": {"weight": 0.9, "temperature": 4.0}}
+"""Plain KD as the CIFAR-100 comparisons run it."""
+
+
+class Objective(nn.Module):
+    r"""A weighted sum of named methods, ``L = sum_m w_m L_m``, with each term kept apart.
+
+    Terms are computed in float32 (float64 where the features are), outside autocast. What a method trains of its own
+    (projectors) is in ``terms``, trains with the student, and is gone from the student that ships.
+
+    Args:
+        setting: the specs of both networks.
+        terms: a weight, or a mapping of ``weight`` and hyper-parameters, by the method's name:
+            ``{"ce": 1.0, "pefd": {"weight": 25.0, "projectors": 3}}``.
+
+    Raises:
+        RecipeError: for no terms, a weight that is missing or not a positive number, an unknown method or
+            hyper-parameter: all of a term's mistakes at once.
+        NetworkError: where a method does not fit the two networks.
+
+    Example:
+        >>> from potstill.networks.features import FeatureSpec
+        >>> setting = Setting(FeatureSpec(classes=10, embedding_dim=64), FeatureSpec(classes=10, embedding_dim=256))
+        >>> objective = Objective(setting, PEFD_OBJECTIVE)
+        >>> objective.weights
+        {'ce': 1.0, 'pefd': 25.0}
+        >>> objective.needs.labels, objective.compares_logits
+        (True, [])
+    """
+
+    def __init__(self, setting: Setting, terms: Mapping[str, float | Mapping[str, Any]]) -> None:
+        super().__init__()
+        if not terms:
+            raise RecipeError("The objective is empty; name at least one method, for instance ce: 1.")
+        self.weights: dict[str, float] = {}
+        self.terms = nn.ModuleDict()
+        for name, value in terms.items():
+            hyper = dict(value) if isinstance(value, Mapping) else {"weight": value}
+            self.weights[name] = _weight(name, hyper.pop("weight", None))
+            self.terms[_key(name)] = build_method(name, setting, **hyper)
+
+    @property
+    def methods(self) -> dict[str, Method]:
+        """The terms' methods by name."""
+        return {name: self.terms[_key(name)] for name in self.weights}  # type: ignore[misc]
+
+    @property
+    def needs(self) -> Needs:
+        """What all terms together read."""
+        needs = Needs()
+        for method in self.methods.values():
+            needs = needs | method.needs
+        return needs
+
+    @property
+    def compares_logits(self) -> list[str]:
+        """The methods for which the teacher's classes must be the data's."""
+        return [name for name, method in self.methods.items() if "logits" in method.needs.teacher]
+
+    def check(self, *, labels: bool, teacher: bool) -> None:
+        """Refuse data or a lack of teacher that some term cannot work with.
+
+        Args:
+            labels: whether the data has labels.
+            teacher: whether there is a teacher.
+
+        Raises:
+            RecipeError: names the terms and what to do.
+        """
+        missing: list[str] = []
+        unlabelled = [name for name, method in self.methods.items() if method.needs.labels]
+        if unlabelled and not labels:
+            missing.append(
+                f"The data has no labels, but the objective's {_listed(unlabelled)} learn from them: take them out, "
+                "or give the data labels."
+            )
+        taught = [name for name, method in self.methods.items() if method.needs.teacher]
+        if taught and not teacher:
+            missing.append(
+                f"There is no teacher, but the objective's {_listed(taught)} learn from one: name it in teacher.model, "
+                "or take them out."
+            )
+        if missing:
+            raise RecipeError(" ".join(missing))
+
+    def forward(self, student: Features, teacher: Features | None, batch: Batch) -> dict[str, Tensor]:
+        """Each term by name, unweighted, and their weighted sum as ``"total"``; all scalars on the device.
+
+        Args:
+            student: the student's features, in the graph.
+            teacher: the teacher's features of the same images; None where no term needs them.
+            batch: the images' targets.
+        """
+        with torch.autocast(student.embedding.device.type, enabled=False):
+            student = _in_full(student, self.needs.student)
+            if teacher is not None:
+                teacher = _in_full(teacher, self.needs.teacher)
+            losses = {name: method(student, teacher, batch) for name, method in self.methods.items()}
+            total = sum(self.weights[name] * loss for name, loss in losses.items())
+        return {**losses, "total": total}
+
+    def gradient_shares(self, losses: Mapping[str, Tensor], embedding: Tensor) -> dict[str, Tensor]:
+        r"""Each term's part in what pulls at the student: ``|w_m dL_m/ds| / sum_n |w_n dL_n/ds|``.
+
+        Args:
+            losses: what :meth:`forward` gave; its graph is kept for the step's own backward pass.
+            embedding: the student's embedding that the losses were computed from, in the graph.
+
+        Returns:
+            A scalar on the device by term, without waiting for it: 0 for a term that does not reach the embedding.
+        """
+        # Shares are ratios, so a common factor is free: it keeps half-precision gradients from vanishing.
+        scale = 1024.0 if embedding.dtype == torch.float16 else 1.0
+        norms = {}
+        for name, weight in self.weights.items():
+            (gradient,) = (
+                torch.autograd.grad(weight * scale * losses[name], embedding, retain_graph=True, allow_unused=True)
+                if losses[name].requires_grad
+                else (None,)
+            )
+            norms[name] = embedding.new_zeros((), dtype=torch.float32) if gradient is None else gradient.float().norm()
+        whole = torch.stack(list(norms.values())).sum().clamp_min(torch.finfo(torch.float32).tiny)
+        return {name: norm / whole for name, norm in norms.items()}
+
+
+def share_warnings(shares: Mapping[str, float]) -> list[str]:
+    """A sentence for each term that has below 1 % or above 99 % of the gradient at the student's embedding.
+
+    Example:
+        >>> share_warnings({"ce": 0.999, "pefd": 0.001})[1]
+        'pefd has 0.1 % of the gradient at the embedding: it hardly teaches. Raise its weight, or take it out.'
+    """
+    if len(shares) < 2:
+        return []
+    found = []
+    for name, share in shares.items():
+        if share > 0.99:
+            found.append(f"{name} has {share:.1%} of the gradient at the embedding: the other terms hardly count.")
+        elif share < 0.01:
+            found.append(
+                f"{name} has {share:.1%} of the gradient at the embedding: it hardly teaches. "
+                "Raise its weight, or take it out."
+            )
+    return [sentence.replace("%", " %") for sentence in found]
+
+
+def _in_full(features: Features, fields: frozenset[str]) -> Features:
+    """The fields that are read in float32 or float64; maps that nobody reads are not worth a copy."""
+    return replace(
+        features,
+        logits=full_precision(features.logits) if "logits" in fields else features.logits,
+        embedding=full_precision(features.embedding) if "embedding" in fields else features.embedding,
+        maps=tuple(full_precision(m) for m in features.maps) if "maps" in fields else features.maps,
+    )
+
+
+def _weight(name: str, weight: Any) -> float:
+    if weight is None:
+        raise RecipeError(f"The objective's {name} has no weight; write it as {name}: {{weight: 1, ...}}.")
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight) or weight < 0:
+        raise RecipeError(f"The weight of the objective's {name} is {weight!r}; expected a positive number.")
+    if weight == 0:
+        raise RecipeError(f"The weight of the objective's {name} is 0, which does nothing; take {name} out.")
+    return float(weight)
+
+
+def _key(name: str) -> str:
+    return name.replace(".", "/")  # a module's name in a state dict has no dots; a dotted path has
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join(names)
