@@ -30,8 +30,8 @@ class DataConfig(_Section):
         "auto", description="the kind of data; auto looks at the path (no path: the embedded handwritten digits)"
     )
     path: str | None = Field(None, description="a folder of images by class, a CIFAR folder, a Parquet file or shards")
-    val_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
-        0.1, description="part of the training images kept for validation where the data has no split of its own"
+    val_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] | None = Field(
+        None, description="part kept for validation where the data have no split; none: 0.1 (0.2 of the digits); 0: nothing"
     )
     split_seed: int = Field(0, description="seed of that split; apart from the run's seed, so that seeds share a split")
     image_column: str | None = Field(None, description="Parquet: the image column; found by itself where it is one")
@@ -63,6 +63,7 @@ class TapsConfig(_Section):
     """Which layers of a network that is not timm's a method reads (see `potstill taps`)."""
 
     classifier: str | None = Field(None, description="the layer whose input is the embedding; none: the last linear one")
+    embedding: str | None = Field(None, description="instead: the layer whose output is the embedding")
     maps: tuple[str, ...] = Field((), description="layers at the ends of the stages, stem first")
 
 

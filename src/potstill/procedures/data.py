@@ -13,7 +13,7 @@ from potstill.data.order import Plan
 from potstill.data.resident import ResidentLoader
 from potstill.data.source import Source, Split
 from potstill.data.streaming import StreamingLoader
-from potstill.data.views import Augmentation
+from potstill.data.views import Augmentation, Evaluation, View
 from potstill.errors import DataError
 from potstill.training.distributed import Processes
 
@@ -114,45 +114,20 @@ def prepare_data(recipe: Recipe, split: Split, processes: Processes) -> Data:
         size=size, crop=config.crop, padding=config.padding, scale=config.scale, ratio=config.ratio,
         flip=bool(config.flip), seed=recipe.seed,
     )  # fmt: skip
-    skipped: list[Skipped] = []
-    loaders: list[ResidentLoader | StreamingLoader | None] = []
-    for source, shuffle in ((train, True), (val, False)):
-        if source is None:
-            loaders.append(None)
-            continue
-        view = augmentation if shuffle else None
-        batch = recipe.batch_size if shuffle else max(recipe.batch_size, _EVALUATION_BATCH)
-        accumulate = recipe.accumulate if shuffle else 1
-        labels = source.labels
-        images: np.ndarray | None = None
-        if config.loader == "resident":
-            images, kept, missing = materialise(source, size, on_error=config.on_error)
-            labels = None if labels is None else labels[kept]
-            skipped += missing
-        plan = Plan(
-            len(source) if images is None else len(images), batch, seed=recipe.seed, shuffle=shuffle,
-            rank=processes.rank, world=processes.world, accumulate=accumulate,
-        )  # fmt: skip
-        if images is not None:
-            loaders.append(ResidentLoader(images, labels, plan, view, mean, std, processes.device, mixing if shuffle else None))
-        else:
-            loaders.append(
-                StreamingLoader(
-                    source, plan, view or Augmentation.evaluation(size), mean, std, processes.device,
-                    workers=config.workers, mixing=mixing if shuffle else None, on_error=config.on_error,
-                )
-            )  # fmt: skip
+    train_loader, missing = _loader(recipe, train, augmentation, mixing, processes)
+    val_loader, val_missing = _loader(recipe, val, None, None, processes) if val is not None else (None, [])
+    skipped = [*missing, *val_missing]
 
     def all_skipped() -> dict[str, str]:
-        found = {item.description: item.reason for item in skipped}
-        for loader in loaders:
+        found = {item.where: item.reason for item in skipped}
+        for loader in (train_loader, val_loader):
             found |= getattr(loader, "skipped", {})
         return found
 
     return Data(
-        train=loaders[0],  # type: ignore[arg-type]  # the first source is never None
-        val=loaders[1],
-        classes=train.classes,
+        train=train_loader,
+        val=val_loader,
+        classes=train.classes if train.labels is not None else (),
         mean=mean,
         std=std,
         size=size,
@@ -161,3 +136,34 @@ def prepare_data(recipe: Recipe, split: Split, processes: Processes) -> Data:
         counts=(len(train), len(val) if val is not None else 0),
         skipped=all_skipped,
     )
+
+
+def _loader(
+    recipe: Recipe, source: Source, augmentation: Augmentation | None, mixing: Mixing | None, processes: Processes
+) -> tuple[ResidentLoader | StreamingLoader, list[Skipped]]:
+    """A loader for training (with an augmentation) or for evaluation (without)."""
+    config, size = recipe.data, recipe.data.size or _MIXED_SIZES
+    mean, std = config.mean or source.statistics.mean, config.std or source.statistics.std
+    training = augmentation is not None
+    images, labels, missing = None, source.labels, []
+    if config.loader == "resident":
+        images, kept, missing = materialise(source, size, on_error=config.on_error)
+        labels = None if labels is None else labels[kept]
+    plan = Plan(
+        length=len(source) if images is None else len(images),
+        batch_size=recipe.batch_size if training else max(recipe.batch_size, _EVALUATION_BATCH),
+        seed=recipe.seed,
+        shuffle=training,
+        rank=processes.rank,
+        world=processes.world,
+        accumulate=recipe.accumulate if training else 1,
+        fillers=training,
+    )
+    if images is not None:
+        return ResidentLoader(images, labels, plan, augmentation, mean, std, processes.device, mixing), missing
+    # Images of one size that are not cropped anew are evaluated whole, others by the usual centre crop.
+    view: View = augmentation or Evaluation(size, **({"resize": 1.0} if config.crop != "resized" else {}))
+    return StreamingLoader(
+        source, plan, view, mean, std, processes.device,
+        workers=config.workers, mixing=mixing, on_error=config.on_error,
+    ), missing  # fmt: skip

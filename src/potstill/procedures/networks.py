@@ -110,7 +110,7 @@ def student_card(recipe: Recipe, student: Tapped, data: Data) -> NetworkCard:
 
 
 def _build(config: NetworkConfig, classes: int | None, size: int) -> Tapped:
-    taps = Taps(classifier=config.taps.classifier, maps=config.taps.maps) if config.taps else None
+    taps = Taps(**config.taps.model_dump()) if config.taps else None
     return build_network(
         config.model, classes=classes, weights=config.weights, pretrained=config.pretrained,
         args=dict(config.args), taps=taps, input_size=(3, size, size),

@@ -29,7 +29,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from potstill.batch import Batch
 from potstill.errors import RunError
-from potstill.methods.objective import gradient_shares
 from potstill.networks.teacher import Teacher
 from potstill.training.checkpoints import Checkpoints
 from potstill.training.distributed import Processes
@@ -115,7 +114,7 @@ class Loop:
         self.checkpoints, self.processes = checkpoints, processes
         self.reporter, self.interrupt = reporter, interrupt
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=settings.fp16)
-        self.tally = Tally([*step.objective.terms, "total"], processes)
+        self.tally = Tally([*step.objective.weights, "total"], processes)
         self.history: list[dict[str, Any]] = []
         self.epoch = self.done = 0  # the epoch at hand, and how many of its steps are done
         self._seconds, self._since = 0.0, time.perf_counter()  # training time of this epoch before, and from when on
@@ -158,7 +157,7 @@ class Loop:
             group["lr"] = self.settings.lr * self.settings.schedule(position, total)
         torch.manual_seed(_mix(self.settings.seed, position, self.processes.rank))
         every = self.settings.shares_every
-        measure = bool(every) and position % every == 0 and len(self.step.objective.terms) > 1
+        measure = bool(every) and position % every == 0 and len(self.step.objective.weights) > 1
         shares: dict[str, Tensor] = {}
         for number, batch in enumerate(micro_batches):
             last = number + 1 == len(micro_batches)
@@ -166,7 +165,7 @@ class Loop:
                 teacher = self.teacher(batch.images, maps=self._teacher_maps) if self.teacher else None
                 losses, student = module(batch, teacher, eager=measure and number == 0)
                 if measure and number == 0:
-                    shares = gradient_shares(self.step.objective.weighted(losses), student.embedding)
+                    shares = self.step.objective.gradient_shares(losses, student.embedding)
                 self.scaler.scale(losses["total"] * batch.weight).backward()
             self.tally.add(losses, batch.weight)
         self.tally.step()
