@@ -24,7 +24,7 @@ class CifarLayout:
         meta: the file with the classes' names.
         labels: the key of the labels, and that of their names, for each label column; the first is the default.
         classes: how many classes each label column has.
-        first: the first names of the default classes, by which the set is recognised in other layouts.
+        first: the first names of each label column's classes, by which the set is recognised in other layouts.
         statistics: mean and standard deviation over the training images.
     """
 
@@ -34,7 +34,7 @@ class CifarLayout:
     meta: str
     labels: dict[str, tuple[str, str]]
     classes: dict[str, int]
-    first: tuple[str, ...]
+    first: dict[str, tuple[str, ...]]
     statistics: Statistics
 
 
@@ -46,7 +46,7 @@ CIFAR = {
         meta="batches.meta",
         labels={"label": ("labels", "label_names")},
         classes={"label": 10},
-        first=("airplane", "automobile", "bird"),
+        first={"label": ("airplane", "automobile", "bird")},
         statistics=Statistics((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     ),
     "cifar100": CifarLayout(
@@ -59,7 +59,10 @@ CIFAR = {
             "coarse_label": ("coarse_labels", "coarse_label_names"),
         },
         classes={"fine_label": 100, "coarse_label": 20},
-        first=("apple", "aquarium_fish", "baby"),
+        first={
+            "fine_label": ("apple", "aquarium_fish", "baby"),
+            "coarse_label": ("aquatic_mammals", "fish", "flowers"),
+        },
         statistics=Statistics((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
     ),
 }
@@ -141,7 +144,7 @@ def read_batch(path: Path, label_key: str, classes: int) -> tuple[np.ndarray, np
 def statistics_of(classes: tuple[str, ...], size: tuple[int, int] | None) -> Statistics:
     """CIFAR's mean and standard deviation for data that are CIFAR by their classes and size, else ImageNet's."""
     for layout in CIFAR.values():
-        counts = next(iter(layout.classes.values()))
-        if size == (32, 32) and len(classes) == counts and classes[: len(layout.first)] == layout.first:
-            return layout.statistics
+        for column, count in layout.classes.items():
+            if size == (32, 32) and len(classes) == count and classes[:3] == layout.first[column]:
+                return layout.statistics
     return IMAGENET

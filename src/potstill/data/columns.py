@@ -53,6 +53,10 @@ def choose_columns(
         DataError: a named column that is not there or has another type; several candidates; metadata that cannot be
             read.
     """
+    if len(set(schema.names)) < len(schema.names):
+        raise DataError(
+            f"{name} has several columns of one name: {', '.join(schema.names)}. Write it with distinct names."
+        )
     features = read_features(schema, name)
     image = find_image(schema, features, name, image_column)
     label, note = find_label(schema, features, name, label_column, image)

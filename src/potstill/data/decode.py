@@ -1,5 +1,6 @@
 """From an image file's bytes to RGB pixels; whatever is wrong with them becomes one sentence that names the file."""
 
+import logging
 import struct
 import zlib
 from io import BytesIO
@@ -11,6 +12,8 @@ from PIL import Image
 from potstill.errors import DataError
 
 __all__ = ["MAX_PIXELS", "decode"]
+
+log = logging.getLogger(__name__)
 
 MAX_PIXELS = 89_478_485  # where Pillow starts to warn of decompression bombs: about 9,500 x 9,400
 
@@ -66,7 +69,7 @@ def decode(data: bytes | Path, name: str, *, draft: int | None = None) -> np.nda
             if draft is not None and image.format in ("JPEG", "MPO"):
                 image.draft(None, (draft, draft))
             image.load()
-            turn = UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
+            turn = UPRIGHT.get(orientation(image, name))
             upright = image if turn is None else image.transpose(turn)
             return np.array(to_rgb(upright, name))
     except DataError:
@@ -78,6 +81,15 @@ def decode(data: bytes | Path, name: str, *, draft: int | None = None) -> np.nda
         raise DataError(
             f"Cannot read the image {name}: {reason}. Mend or remove it, or set data.on_error=skip to go on without it."
         ) from error
+
+
+def orientation(image: Image.Image, name: str) -> int:
+    """The EXIF orientation, 1 (upright) where there is none. Damaged EXIF data are told, not fatal."""
+    try:
+        return image.getexif().get(ORIENTATION, 1)
+    except DAMAGE as error:
+        log.warning("%s: its EXIF data are damaged (%s); the image is taken as upright.", name, error)
+        return 1
 
 
 def to_rgb(image: Image.Image, name: str) -> Image.Image:

@@ -63,12 +63,12 @@ class FolderSource(Source):
         if not folders and not flat:
             raise DataError(f"{path} has no images. Give a folder with one sub-folder of images for each class.")
         if folders:
-            self._files, self.labels, self.classes = by_class(path, folders, scan, classes)
+            files, self.labels, self.classes = by_class(path, folders, scan, classes)
         else:
-            self._files = flat
+            files = flat
         scan.report()
-        sizes = [(file.relative_to(path).as_posix(), file.stat().st_size) for file in self._files]
-        self._identity = fingerprint(sizes, self.classes)
+        self._files = [file.relative_to(path).as_posix() for file in files]  # a third of the memory of paths
+        self._identity = fingerprint([(file, (path / file).stat().st_size) for file in self._files], self.classes)
 
     @property
     def identity(self) -> str:
@@ -80,11 +80,11 @@ class FolderSource(Source):
 
     def image(self, index: int) -> np.ndarray:
         """One image, ``(H, W, 3)`` uint8."""
-        return decode(self._files[index], self.describe(index))
+        return decode(self.path / self._files[index], self.describe(index))
 
     def describe(self, index: int) -> str:
         """The file's path."""
-        return str(self._files[index])
+        return str(self.path / self._files[index])
 
 
 def by_class(
@@ -130,14 +130,10 @@ class Scan:
 
     def top(self) -> tuple[list[Path], list[Path]]:
         """The visible folders and the images that lie directly in the folder."""
-        try:
-            entries = sorted(self.path.iterdir())
-        except OSError as error:
-            raise DataError(f"Cannot read the folder {self.path}: {error.strerror}.") from error
-        entries = [entry for entry in entries if not entry.name.startswith(".")]
+        entries = visible(self.path)
         folders = [entry for entry in entries if entry.is_dir()]
         for folder in folders:
-            self.refuse_link(folder)
+            refuse_link(folder)
         return folders, [entry for entry in entries if not entry.is_dir() and self.is_image(entry)]
 
     def below(self, folder: Path) -> list[Path]:
@@ -146,7 +142,7 @@ class Scan:
         for parent, folders, files in os.walk(folder):
             folders[:] = [one for one in folders if not one.startswith(".")]
             for one in folders:
-                self.refuse_link(Path(parent, one))
+                refuse_link(Path(parent, one))
             images += [
                 Path(parent, one) for one in files if not one.startswith(".") and self.is_image(Path(parent, one))
             ]
@@ -167,17 +163,26 @@ class Scan:
                 raise DataError(f"{file} is a link to a file that is not there.")
         return True
 
-    def refuse_link(self, folder: Path) -> None:
-        """Raise where a folder is a link: it could leave the data, lead in a circle or count images twice."""
-        if folder.is_symlink():
-            raise DataError(f"{folder} is a link to a folder, and is not followed. Put the folder itself there.")
-
     def report(self) -> None:
         """Tell how many files were passed over."""
         if self.ignored:
             some = ", ".join(str(file.relative_to(self.path)) for file in self.ignored[:3])
             more = ", ..." if len(self.ignored) > 3 else ""
             log.warning("%s: passed over %d files that are no images: %s%s", self.path, len(self.ignored), some, more)
+
+
+def visible(path: Path) -> list[Path]:
+    """What lies in a folder, in order, without hidden files."""
+    try:
+        return sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"Cannot read the folder {path}: {error.strerror}.") from error
+
+
+def refuse_link(folder: Path) -> None:
+    """Raise where a folder is a link: it could leave the data, lead in a circle or count images twice."""
+    if folder.is_symlink():
+        raise DataError(f"{folder} is a link to a folder, and is not followed. Put the folder itself there.")
 
 
 def find_parts(path: Path) -> tuple[Path, Path | None, list[str]]:
@@ -189,11 +194,7 @@ def find_parts(path: Path) -> tuple[Path, Path | None, list[str]]:
     Raises:
         DataError: a validation folder, and only such, without ``train``.
     """
-    folders = {
-        entry.name.lower(): entry
-        for entry in sorted(path.iterdir())
-        if entry.is_dir() and not entry.name.startswith(".")
-    }
+    folders = {entry.name.lower(): entry for entry in visible(path) if entry.is_dir()}
     present = [name for name in VALIDATION if name in folders]
     if "train" not in folders:
         if present and len(present) == len(folders):
@@ -203,4 +204,8 @@ def find_parts(path: Path) -> tuple[Path, Path | None, list[str]]:
             )
         return path, None, []
     unused = [entry.name for name, entry in folders.items() if name != "train" and name not in present[:1]]
-    return folders["train"], folders[present[0]] if present else None, unused
+    val = folders[present[0]] if present else None
+    for folder in (folders["train"], val):
+        if folder is not None:
+            refuse_link(folder)
+    return folders["train"], val, unused

@@ -48,7 +48,11 @@ class Materialised(NamedTuple):
 
 
 def materialise(
-    source: Source, size: int | None = None, on_error: str = "stop", threads: int | None = None
+    source: Source,
+    size: int | None = None,
+    on_error: str = "stop",
+    threads: int | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> Materialised:
     """Decode every image of a source into one array.
 
@@ -58,6 +62,9 @@ def materialise(
             None keeps the images as they are; they must all have one size then.
         on_error: ``"stop"`` raises at the first damaged image; ``"skip"`` leaves such images out and lists them.
         threads: how many decode at once; by default one a core that this process may use, at most 8.
+        progress: called now and then with the number of images that are done.
+
+    An array that lies in memory already, at the right size, is returned itself and not copied.
 
     Raises:
         DataError: a damaged image under ``"stop"``; no image that can be read; images of several sizes without
@@ -89,7 +96,7 @@ def materialise(
             )
         images[index] = image
 
-    skipped = visit(source, place, stop=on_error == "stop", threads=threads)
+    skipped = visit(source, place, stop=on_error == "stop", threads=threads, progress=progress)
     if len(skipped) == count:
         raise DataError(f"None of the {count} images of {source.name} can be read. The first: {skipped[0].reason}")
     if not skipped:
@@ -148,7 +155,14 @@ def first_size(source: Source, on_error: str) -> tuple[int, int]:
     raise DataError(f"None of the {len(source)} images of {source.name} can be read.")
 
 
-def visit(source: Source, each: Callable[[int], object], *, stop: bool, threads: int | None) -> list[Skipped]:
+def visit(
+    source: Source,
+    each: Callable[[int], object],
+    *,
+    stop: bool,
+    threads: int | None,
+    progress: Callable[[int], object] | None = None,
+) -> list[Skipped]:
     """Call ``each`` for every index, in several threads, and return the images that raised, in their order."""
     if threads is None:
         threads = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8)
@@ -168,7 +182,12 @@ def visit(source: Source, each: Callable[[int], object], *, stop: bool, threads:
 
     pool = ThreadPoolExecutor(max_workers=max(threads, 1))
     try:
+        skipped: list[Skipped] = []
         # map yields in order, so that the first damaged image is the one that stops.
-        return [one for part in pool.map(run, range(0, len(source), CHUNK)) for one in part]
+        for number, found in enumerate(pool.map(run, range(0, len(source), CHUNK)), start=1):
+            skipped += found
+            if progress is not None:
+                progress(min(number * CHUNK, len(source)))
+        return skipped
     finally:
         pool.shutdown(cancel_futures=True)

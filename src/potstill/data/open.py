@@ -1,5 +1,6 @@
 """One call that opens any data Potstill can read."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from potstill.data.cifar import CIFAR, cifar, find_cifar, statistics_of
@@ -7,7 +8,7 @@ from potstill.data.digits import digits
 from potstill.data.folder import FolderSource, find_parts
 from potstill.data.parquet import ParquetSource
 from potstill.data.shards import find_shards
-from potstill.data.source import Source, Split, subset
+from potstill.data.source import Source, Split, Subset, subset
 from potstill.data.splits import stratified
 from potstill.errors import DataError, nearest
 
@@ -50,7 +51,7 @@ def open_data(
     Example:
         >>> split = open_data("digits", val_fraction=0.5)
         >>> len(split.train), len(split.val), split.train.classes[:3]
-        (898, 899, ('0', '1', '2'))
+        (899, 898, ('0', '1', '2'))
     """
     if source not in SOURCES:
         raise DataError(
@@ -64,21 +65,25 @@ def open_data(
         raise DataError(f"data.image_column={image_column!r} is for Parquet files, but the data are {kind}.")
     if kind in ("digits", "folder") and label_column is not None:
         raise DataError(f"data.label_column={label_column!r} is for Parquet files and CIFAR, but the data are {kind}.")
-    if kind == "digits":
+    if place is None:  # only the digits need none
         return digits(16 if size is None else size, 0.2 if val_fraction is None else val_fraction, seed)
-    assert place is not None  # recognise() has seen to it; this tells the type checker
     fraction = 0.1 if val_fraction is None else val_fraction
     if kind in CIFAR:
-        return cifar(kind, place, label_column)
-    if kind == "parquet":
+        split = cifar(kind, place, label_column)
+    elif kind == "parquet":
         split = open_parquet(place, fraction, seed, image_column, label_column)
         if source in CIFAR and split.train.statistics != CIFAR[source].statistics:
             raise DataError(
                 f"{place} is not {source}: its {len(split.train.classes)} classes or its images' size are others. "
                 "Set data.source=parquet to use it as it is."
             )
-        return split
-    return open_folder(place, fraction, seed)
+    else:
+        split = open_folder(place, fraction, seed)
+    if val_fraction is not None and split.val is not None and not isinstance(split.val, Subset):
+        return replace(
+            split, note=f"{split.note} val_fraction={val_fraction} is for data without one and was not used."
+        )
+    return split
 
 
 def recognise(source: str, path: Path | None) -> str:
@@ -91,13 +96,17 @@ def recognise(source: str, path: Path | None) -> str:
         raise DataError(f"The data source {source!r} needs data.path, the file or folder where the data are.")
     if not path.exists():
         raise DataError(f"There is no {path}; data.path must be an existing file or folder.")
-    is_parquet = path.suffix.lower() == ".parquet" if path.is_file() else any(path.rglob("*.parquet"))
-    if source == "parquet" or (source == "auto" and is_parquet):
+    if source == "parquet":
         return "parquet"
-    if path.is_file():
+    if path.is_file() and (source == "folder" or path.suffix.lower() != ".parquet"):
         raise DataError(
-            f"{path} is no Parquet file. Give a .parquet file, or a folder (an archive must be unpacked first)."
+            f"{path} is a file, which the data source {source!r} cannot read. Give a folder or, for Parquet, a "
+            ".parquet file; an archive must be unpacked first."
         )
+    if source == "folder":
+        return "folder"
+    # Not the whole tree: a split's folder in a configuration's folder is as deep as shards lie.
+    is_parquet = path.is_file() or any(any(path.glob(depth)) for depth in ("*.parquet", "*/*.parquet", "*/*/*.parquet"))
     found = find_cifar(path)
     if source in CIFAR:
         if source not in found and not is_parquet:
@@ -105,9 +114,11 @@ def recognise(source: str, path: Path | None) -> str:
                 f"{path} holds no {source}: neither {CIFAR[source].folder} with its pickles nor a Parquet file."
             )
         return source if source in found else "parquet"
-    if source == "auto" and len(found) > 1:
+    if is_parquet:
+        return "parquet"
+    if len(found) > 1:
         raise DataError(f"{path} holds {' and '.join(found)}. Name one with data.source.")
-    return next(iter(found)) if source == "auto" and found else "folder"
+    return next(iter(found), "folder")
 
 
 def open_parquet(path: Path, fraction: float, seed: int, image_column: str | None, label_column: str | None) -> Split:
@@ -128,8 +139,8 @@ def open_parquet(path: Path, fraction: float, seed: int, image_column: str | Non
     val = read(part, train.classes) if part in shards else None
     if val is not None:
         val.statistics = train.statistics
-        unused = [one for one in shards if one not in ("train", part)]
-    return finish(train, val, part, train.columns.note, unused if val else [], fraction, seed)
+    unused = [one for one in shards if one not in ("train", part)]
+    return finish(train, val, part, train.note, unused, fraction, seed)
 
 
 def open_folder(path: Path, fraction: float, seed: int) -> Split:

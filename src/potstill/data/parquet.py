@@ -47,6 +47,10 @@ class ParquetSource(Source):
     Raises:
         DataError: files that are damaged or differ in their columns, columns or labels that cannot be used, no rows.
 
+    Attributes:
+        columns: the columns that are read.
+        note: what to say out loud about their choice; empty where there is nothing to say.
+
     ``identity`` is a hash of each file's name, size and footer (which tells where every column of every row group
     lies, and the range of its values), of the labels and of the classes' names.
     """
@@ -82,14 +86,22 @@ class ParquetSource(Source):
             if self.columns.label is not None:
                 tables.append(self._read(number, range(meta.num_row_groups), self.columns.label))
         self.groups = groups
-        self._ends = np.cumsum([rows for _, _, rows in groups], dtype=np.int64)  # row number after each group
+        rows = np.array([rows for _, _, rows in groups], dtype=np.int64)
+        self._ends = np.cumsum(rows)  # row number after each group
+        files_of = np.array([number for number, _, _ in groups], dtype=np.int64)
+        self._firsts = [int(rows[files_of < number].sum()) for number in range(len(self.files))]  # of each file
         if not len(self):
             raise DataError(f"{name} has no rows.")
+        self.note = self.columns.note
         if self.columns.label is not None:
+            if classes and self.columns.classes and self.columns.classes != tuple(classes):
+                raise DataError(f"{name}: the classes of column {self.columns.label!r} differ from the training set's.")
             chunks = [chunk for table in tables for chunk in table.chunks]
             self.labels, self.classes = number_labels(
                 pa.chunked_array(chunks), self.columns.label, name, tuple(classes) or self.columns.classes
             )
+            if self.labels is None:
+                self.note = f"Column {self.columns.label!r} is -1 throughout, so the images go without labels."
         self.fixed_size = self._sample_sizes()
         self._identity = fingerprint(
             [self._footer(number) for number in range(len(self.files))], self.labels, self.classes
@@ -110,10 +122,8 @@ class ParquetSource(Source):
 
     def describe(self, index: int) -> str:
         """The row and its file."""
-        group, row = self._locate(index)
-        number, within, _ = self.groups[group]
-        before = sum(rows for file, one, rows in self.groups if file == number and one < within)
-        return f"row {before + row} of {self.files[number]}"
+        number, _, _ = self.groups[self._locate(index)[0]]
+        return f"row {index - self._firsts[number]} of {self.files[number]}"
 
     def arrays(self) -> np.ndarray | None:
         """All images, where the images looked at are small and of one size; decoded anew at each call."""
