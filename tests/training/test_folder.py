@@ -1,0 +1,45 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from potstill.errors import RunError
+from potstill.training.folder import RunFolder
+
+
+def test_one_process_owns_a_folder(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    with folder.owned(), pytest.raises(RunError, match="Another process is at work in .*run"), folder.owned():
+        pass
+    with folder.owned():  # free again
+        pass
+
+
+def test_steps_that_are_taken_again_are_forgotten(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for step in (10, 20, 30):
+        folder.append_step({"step": step, "ce": 1.0})
+    with open(tmp_path / "steps.jsonl", "a") as file:
+        file.write('{"step": 40, "c')  # a kill inside a line
+    folder.forget_steps_after(20)
+    rows = [json.loads(line) for line in (tmp_path / "steps.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [10, 20]
+
+
+def test_metrics_hold_a_row_an_epoch(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.write_metrics([{"epoch": 1, "ce": 2.5}, {"epoch": 2, "ce": 1.5, "top1": 50.0}])
+    assert (tmp_path / "metrics.csv").read_text() == "epoch,ce,top1\n1,2.5,\n2,1.5,50.0\n"
+
+
+def test_the_result_says_that_a_run_is_finished(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert folder.result() is None
+    folder.write_result({"rows": {"student": {"top1": 50.0}}})
+    assert folder.result() == {"rows": {"student": {"top1": 50.0}}}
+
+
+def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot be made: Not a directory"):
+        RunFolder(tmp_path / "file" / "run").make()
