@@ -47,7 +47,7 @@ class ShuffleUnit(nn.Module):
         self.pool = nn.AvgPool2d(3, stride=2, padding=1) if stride == 2 else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, in_channels, H, W)`` to the same shape, or at stride 2 ``(B, channels + in_channels, H / 2, W / 2)``."""
+        """``(B, in_channels, H, W)`` to the same, or at stride 2 to ``(B, channels + in_channels, H / 2, W / 2)``."""
         out = shuffle_channels(self.relu(self.bn1(self.conv1(x))), self.groups)
         out = self.relu(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
@@ -95,7 +95,7 @@ class CifarShuffleNetV1(CifarNetwork):
 
 
 def make_stage(in_channels: int, channels: int, blocks: int, groups: int) -> nn.Sequential:
-    """``blocks`` shuffle units; the first halves the map and computes the channels that its pooled input does not fill."""
+    """``blocks`` shuffle units; the first halves the map and computes what its pooled input does not fill."""
     first = ShuffleUnit(in_channels, channels - in_channels, 2, groups)
     return nn.Sequential(first, *(ShuffleUnit(channels, channels, 1, groups) for _ in range(blocks - 1)))
 

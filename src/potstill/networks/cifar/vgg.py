@@ -29,9 +29,9 @@ default_cfgs = generate_default_cfgs(
 class CifarVGG(CifarNetwork):
     """Five stages of 3x3 convolutions at 32, 16, 8, 4 and 4 pixels, with 64, 128, 256, 512 and 512 channels.
 
-    Between the first four is a 2x2 max pooling. The depth in the name counts three linear layers, as the paper's
-    networks have: vgg8 is five convolutions and one linear layer. Taps: each stage's end after its ReLU and before the
-    pooling. Convolutions start from N(0, 2 / (k k C_out)), the last layer from N(0, 0.01^2); biases are zero.
+    A 2x2 max pooling stands between every two of the first four. The depth in the name counts three linear layers, as
+    the paper's networks have: vgg8 is five convolutions and one linear layer. Taps: each stage's end after its ReLU and
+    before the pooling. Convolutions start from N(0, 2 / (k k C_out)), the last layer from N(0, 0.01^2), biases from 0.
 
     Args:
         convs: convolutions in each of the five stages.
