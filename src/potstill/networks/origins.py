@@ -1,0 +1,150 @@
+"""Where networks come from: one function an origin, each of which makes a bare ``nn.Module``."""
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import timm
+import torchvision
+from torch import nn
+
+from potstill.errors import NetworkError, nearest
+from potstill.networks.cifar import CIFAR_MODELS
+
+__all__ = ["make_network"]
+
+
+def make_network(model: str, classes: int | None, pretrained: bool, args: dict[str, Any]) -> nn.Module:
+    """Build the bare network that ``model`` names; see :func:`potstill.networks.build.build_network`."""
+    if ":" in model:
+        return make_own(model, classes, pretrained, args)
+    origin, _, name = model.rpartition("/")
+    if origin not in ("", "timm", "cifar", "torchvision"):
+        raise NetworkError(
+            f"unknown model {model!r}: expected timm/NAME, cifar/NAME, torchvision/NAME, a plain NAME or "
+            f"package.module:factory, got the origin {origin!r}.{nearest(origin, ['timm', 'cifar', 'torchvision'])}"
+        )
+    if origin == "torchvision":
+        return make_torchvision(name, classes, pretrained, args)
+    return make_timm(timm_name(origin, name), classes, pretrained, args)
+
+
+def timm_name(origin: str, name: str) -> str:
+    """The name under which timm knows a network of timm or of the zoo.
+
+    Example:
+        >>> timm_name("cifar", "resnet8"), timm_name("", "resnet18")
+        ('resnet8', 'resnet18')
+    """
+    in_zoo, in_timm = CIFAR_MODELS.get(name), timm.is_model(name)
+    if origin == "cifar":
+        if in_zoo is None:
+            raise NetworkError(
+                f"unknown model 'cifar/{name}'; the zoo has {', '.join(CIFAR_MODELS)}.{nearest(name, CIFAR_MODELS)}"
+            )
+        return in_zoo
+    if origin == "" and in_zoo is not None:
+        if in_zoo != name and in_timm:
+            raise NetworkError(f"model {name!r} is in both timm and the CIFAR zoo; say 'timm/{name}' or 'cifar/{name}'")
+        return in_zoo
+    if not in_timm:
+        known = [*timm.list_models(), *CIFAR_MODELS]
+        raise NetworkError(
+            f"unknown model {name!r}: neither timm nor the CIFAR zoo has it (the command `potstill models` lists them)."
+            f"{nearest(name, known)}"
+        )
+    return name
+
+
+def make_timm(name: str, classes: int | None, pretrained: bool, args: dict[str, Any]) -> nn.Module:
+    number: dict[str, Any] = {} if classes is None else {"num_classes": classes}
+    refuse_own(args, "num_classes", "pretrained")
+    try:
+        return timm.create_model(name, pretrained=pretrained, **number, **args)
+    except Exception as error:
+        raise NetworkError(why_not(name, "timm", args, pretrained, error)) from error
+
+
+def make_torchvision(name: str, classes: int | None, pretrained: bool, args: dict[str, Any]) -> nn.Module:
+    models = torchvision.models
+    known = models.list_models(module=models)
+    refuse_own(args, "num_classes", "weights")
+    if name not in known:
+        raise NetworkError(f"torchvision has no classification model {name!r}.{nearest(name, known)}")
+    if classes == 0:
+        raise NetworkError(
+            "torchvision's models come with a classifier; name their embedding in taps.embedding instead"
+        )
+    number: dict[str, Any] = {} if classes is None else {"num_classes": classes}
+    try:
+        network = models.get_model(name, weights=None, **number, **args)
+        if pretrained:
+            state = models.get_model_weights(name).DEFAULT.get_state_dict(progress=False, check_hash=True)
+            own = network.state_dict()
+            # A head for another number of classes starts afresh, as it does with timm.
+            network.load_state_dict(
+                {
+                    key: own[key] if own[key].shape[1:] == value.shape[1:] and own[key].shape != value.shape else value
+                    for key, value in state.items()
+                }
+            )
+    except Exception as error:
+        raise NetworkError(why_not(name, "torchvision", args, pretrained, error)) from error
+    return network
+
+
+def make_own(model: str, classes: int | None, pretrained: bool, args: dict[str, Any]) -> nn.Module:
+    """Import and call a user's factory; modules in the working directory count as importable."""
+    if pretrained:
+        raise NetworkError(f"pretrained=True is for timm and torchvision; give the weights of {model!r} as a file")
+    factory = find_factory(model)
+    try:
+        signature = inspect.signature(factory)
+    except (TypeError, ValueError) as error:
+        raise NetworkError(f"{model!r} has no signature that Python can read; wrap it in a function") from error
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+    if classes is not None and (takes_any or "num_classes" in signature.parameters):
+        refuse_own(args, "num_classes")
+        args = {"num_classes": classes, **args}
+    try:
+        signature.bind(**args)
+    except TypeError as error:
+        raise NetworkError(f"{model!r} cannot be called with {args}: {error}; its signature is {signature}") from error
+    network = factory(**args)
+    if not isinstance(network, nn.Module):
+        raise NetworkError(f"{model!r} returns {type(network).__name__}; expected an nn.Module")
+    return network
+
+
+def find_factory(model: str) -> Callable[..., Any]:
+    path, _, name = model.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # last: a user's file must not hide an installed package
+    try:
+        module = importlib.import_module(path)
+    except ImportError as error:
+        raise NetworkError(
+            f"cannot import {path!r} for model {model!r}: {error}. It must be installed or lie in the working directory"
+        ) from error
+    factory = getattr(module, name, None)
+    if not callable(factory):
+        raise NetworkError(f"module {path!r} has no factory {name!r}.{nearest(name, dir(module))}")
+    return factory
+
+
+def refuse_own(args: dict[str, Any], *names: str) -> None:
+    if taken := [name for name in names if name in args]:
+        raise NetworkError(f"args may not set {', '.join(taken)}: that has a key of its own beside args")
+
+
+def why_not(name: str, library: str, args: dict[str, Any], pretrained: bool, error: Exception) -> str:
+    reason = str(error).strip().split("\n")[0] or type(error).__name__
+    if pretrained:
+        return (
+            f"no pretrained weights for {library}/{name}: {reason}. They are downloaded, which needs the net once; "
+            "without it, copy the file here and give it as weights"
+        )
+    return f"{library} cannot build {name!r} with args {args}: {reason}"
