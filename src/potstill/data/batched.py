@@ -61,13 +61,10 @@ class PackedViews:
         count, self.height, self.width = images.shape[:3]
         self.augmentation = augmentation
         self.normalise = normalise
-        self.size = image_size(augmentation.size) if augmentation else (self.height, self.width)
-        crops = augmentation is not None and augmentation.crop == "pad"
-        if not crops and self.size != (self.height, self.width):
-            raise DataError(
-                f"The images are {self.height}x{self.width} and crop 'none' changes no sizes, but the size asked for "
-                f"is {self.size[0]}x{self.size[1]}; choose crop 'resized' or the images' own size."
-            )
+        self.size = (self.height, self.width)
+        if augmentation:
+            augmentation.require(self.height, self.width, "Each image")
+            self.size = image_size(augmentation.size)
         # Pixel 0 is black and stands for whatever lies outside an image.
         packed = torch.zeros((1 + count * self.height * self.width, 4), dtype=torch.uint8, device=images.device)
         packed[1:, :3] = images.view(-1, 3)
@@ -108,22 +105,26 @@ class ResampledViews:
         self.augmentation = augmentation
         self.normalise = normalise
         self.size = image_size(augmentation.size)
+        height, width = images.shape[1:3]
+        # On the device once and for all: a constant sent there with every batch would make the host wait.
+        self.sides = torch.tensor([height, width], device=images.device)
+        self.out = torch.tensor(self.size, device=images.device)
+        if isinstance(augmentation, Evaluation):
+            resized, corner = centre_crop(height, width, self.size, augmentation.resize)
+            self.steps = self.sides / torch.tensor(resized, device=images.device)
+            self.begin = self.steps * torch.tensor(corner, device=images.device)
 
     def __call__(self, index: Tensor, view: Tensor) -> Tensor:
         """``(B, 3, h, w)`` float32: the normalised views of ``(B,)`` samples."""
         count, (height, width), (tall, wide) = len(index), self.images.shape[1:3], self.size
-        if isinstance(self.augmentation, Evaluation):
-            resized, (top, left) = centre_crop(height, width, self.size, self.augmentation.resize)
-            steps = index.new_tensor([height / resized[0], width / resized[1]], dtype=torch.float32).expand(count, 2)
-            begin = steps * index.new_tensor([top, left], dtype=torch.float32)
-            low = torch.zeros_like(begin)
-            high = low + index.new_tensor([height, width])
-        else:
-            sides = index.new_tensor([height, width]).expand(count, 2)
+        sides = self.sides.expand(count, 2)
+        if isinstance(self.augmentation, Augmentation):
             boxes = self.augmentation.boxes(index, view, sides[:, 0], sides[:, 1])
-            low, extent = boxes[:, :2].float(), boxes[:, 2:].float()
-            begin, high = low, low + extent
-            steps = extent / extent.new_tensor([tall, wide])
+            low, extent = boxes.float().split(2, dim=1)
+            begin, high, steps = low, low + extent, extent / self.out
+        else:
+            begin, steps = self.begin.expand(count, 2), self.steps.expand(count, 2)
+            low, high = torch.zeros_like(begin), sides
         vertical = _filters(begin[:, 0], steps[:, 0], low[:, 0], high[:, 0], tall, height)  # (B, h, H)
         horizontal = _filters(begin[:, 1], steps[:, 1], low[:, 1], high[:, 1], wide, width)  # (B, w, W)
         if isinstance(self.augmentation, Augmentation):

@@ -6,7 +6,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from potstill.data.random import bits
+from potstill.data.random import Stream, bits
 from potstill.errors import DataError
 
 __all__ = ["Chunk", "Plan"]
@@ -18,7 +18,7 @@ def _permutation(length: int, seed: int, epoch: int) -> Tensor:
     index = torch.arange(length)
     epochs = torch.full_like(index, epoch)
     # 62 bits: two samples of one key would keep their order, which at 32 bits happens in any set of 100,000.
-    key = (bits(seed, index, epochs, 0) << 30) ^ (bits(seed, index, epochs, 1) >> 2)
+    key = (bits(seed, index, epochs, Stream.ORDER) << 30) ^ (bits(seed, index, epochs, Stream.ORDER + 1) >> 2)
     return torch.argsort(key, stable=True)
 
 

@@ -1,12 +1,26 @@
 """Random numbers that are a pure function of their coordinates: no state, no order, the same on every device."""
 
+from enum import IntEnum
+
 from torch import Tensor
 
-__all__ = ["AUGMENTATION_VERSION", "bits", "integers", "uniform"]
+__all__ = ["AUGMENTATION_VERSION", "Stream", "bits", "integers", "uniform"]
 
 # Stands for the whole map from (seed, index, view) to an augmentation. Pinned by tests: whoever changes a number that
 # this module or views.py draws raises it, and what was stored under the old one is no longer valid.
 AUGMENTATION_VERSION = 1
+
+
+class Stream(IntEnum):
+    """Who draws which of a sample's random numbers. All in one place, because two users of one number are correlated."""
+
+    FLIP = 0
+    TOP = 1
+    LEFT = 2
+    AREA = 16  # one for each try of a random resized crop
+    RATIO = 32
+    ORDER = 64  # two of them
+
 
 _WORD = 1 << 64
 _INCREMENT = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, odd: consecutive inputs land far apart

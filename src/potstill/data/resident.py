@@ -10,7 +10,7 @@ from potstill.batch import Batch
 from potstill.data.batched import Normalise, PackedViews, ResampledViews
 from potstill.data.mixing import Mixing
 from potstill.data.order import Plan
-from potstill.data.views import Augmentation, Evaluation, View
+from potstill.data.views import Evaluation, View
 from potstill.errors import DataError
 
 __all__ = ["ResidentLoader"]
@@ -55,7 +55,8 @@ class ResidentLoader:
         device: torch.device | str = "cpu",
         mixing: Mixing | None = None,
     ) -> None:
-        images = torch.as_tensor(images)
+        # Some arrays (of Parquet, of a memory map) may not be written to, and torch warns of those.
+        images = torch.as_tensor(np.require(images, requirements="W") if isinstance(images, np.ndarray) else images)
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[3] != 3:
             raise DataError(
                 f"Images of shape {tuple(images.shape)} and {images.dtype} were given; (N, H, W, 3), uint8 is needed."
@@ -67,11 +68,13 @@ class ResidentLoader:
         self.device = torch.device(device)
         self.mixing = mixing
         self.labels = None if labels is None else torch.as_tensor(labels).long().to(self.device)
-        resample = isinstance(augmentation, Evaluation) or (
-            isinstance(augmentation, Augmentation) and augmentation.crop == "resized"
-        )
-        views = ResampledViews if resample else PackedViews
-        self.views = views(images.contiguous().to(self.device), augmentation, Normalise(mean, std, self.device))
+        normalise = Normalise(mean, std, self.device)
+        images = images.contiguous().to(self.device)
+        self.views: PackedViews | ResampledViews
+        if isinstance(augmentation, Evaluation) or (augmentation and augmentation.crop == "resized"):
+            self.views = ResampledViews(images, augmentation, normalise)
+        else:
+            self.views = PackedViews(images, augmentation, normalise)
         height, width = (max(a, b) for a, b in zip(images.shape[1:3], self.views.size, strict=True))
         self._together = max(1, _PIXELS // (height * width * -(-plan.batch_size // plan.world)))
 

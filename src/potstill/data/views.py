@@ -1,6 +1,7 @@
 """Views of an image: replayable augmentation for training, the fixed crop for evaluation."""
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,13 +10,11 @@ import torch
 from torch import Tensor
 
 from potstill.data.pixels import crop_resize, pad_crop, resize_centre
-from potstill.data.random import integers, uniform
+from potstill.data.random import Stream, integers, uniform
 from potstill.errors import DataError
 
 __all__ = ["EVALUATION_RATIO", "Augmentation", "Evaluation", "View", "image_size"]
 
-# A view's random numbers. The tries of a random resized crop take TRIES streams from AREA and from RATIO on.
-_FLIP, _TOP, _LEFT, _AREA, _RATIO = 0, 1, 2, 16, 32
 _TRIES = 10
 
 EVALUATION_RATIO = 256 / 224
@@ -49,9 +48,8 @@ class Augmentation:
 
     Example:
         >>> cifar = Augmentation(size=32, crop="pad", flip=True, seed=0)
-        >>> image = np.zeros((32, 32, 3), np.uint8)
-        >>> cifar.apply(image, index=7, view=0).shape
-        (32, 32, 3)
+        >>> cifar.offsets(torch.tensor([7, 7]), view=torch.tensor([0, 1]))
+        (tensor([ 1, -2]), tensor([-1,  3]))
     """
 
     size: int | tuple[int, int]
@@ -77,29 +75,24 @@ class Augmentation:
         """``(B,)`` bool: which views are mirrored left to right."""
         if not self.flip:
             return torch.zeros_like(index, dtype=torch.bool)
-        return integers(self.seed, index, view, _FLIP, 2).bool()
+        return integers(self.seed, index, view, Stream.FLIP, 2).bool()
 
     def offsets(
-        self, index: Tensor, view: Tensor, height: int | None = None, width: int | None = None
+        self, index: Tensor, view: Tensor, heights: int | Tensor | None = None, widths: int | Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """``(B,)`` int64 rows and columns of 'pad' at which the result begins in the image; ``-padding`` at the least.
 
         Args:
             index: ``(B,)`` int64.
             view: ``(B,)`` int64.
-            height: of the images; the result's by default, which makes ``2 * padding + 1`` places.
-            width: of the images.
+            heights: of the images; the result's by default, which makes ``2 * padding + 1`` places.
+            widths: of the images.
         """
         tall, wide = image_size(self.size)
-        rows = (tall if height is None else height) + 2 * self.padding - tall + 1
-        columns = (wide if width is None else width) + 2 * self.padding - wide + 1
-        if min(rows, columns) < 1:
-            raise DataError(
-                f"A {height}x{width} image padded with {self.padding} is smaller than the crop of {tall}x{wide}; "
-                "take a smaller size, or crop 'resized'."
-            )
-        top = integers(self.seed, index, view, _TOP, rows)
-        left = integers(self.seed, index, view, _LEFT, columns)
+        rows = (tall if heights is None else heights) + 2 * self.padding - tall + 1
+        columns = (wide if widths is None else widths) + 2 * self.padding - wide + 1
+        top = integers(self.seed, index, view, Stream.TOP, rows)
+        left = integers(self.seed, index, view, Stream.LEFT, columns)
         return top - self.padding, left - self.padding
 
     def boxes(self, index: Tensor, view: Tensor, heights: Tensor, widths: Tensor) -> Tensor:
@@ -111,9 +104,9 @@ class Augmentation:
         """
         tries = torch.arange(_TRIES, device=index.device)
         index_, view_ = index[:, None], view[:, None]  # (B, 1), against the tries
-        part = uniform(self.seed, index_, view_, _AREA + tries) * (self.scale[1] - self.scale[0]) + self.scale[0]
+        part = uniform(self.seed, index_, view_, Stream.AREA + tries) * (self.scale[1] - self.scale[0]) + self.scale[0]
         least, greatest = (math.log(r) for r in self.ratio)
-        ratio = torch.exp(uniform(self.seed, index_, view_, _RATIO + tries) * (greatest - least) + least)
+        ratio = torch.exp(uniform(self.seed, index_, view_, Stream.RATIO + tries) * (greatest - least) + least)
         area = (heights * widths)[:, None] * part
         wide, tall = torch.sqrt(area * ratio).round().long(), torch.sqrt(area / ratio).round().long()  # (B, tries)
 
@@ -125,31 +118,47 @@ class Augmentation:
         fallback_tall = torch.where(shape < self.ratio[0], (widths / self.ratio[0]).round().long(), heights)
         wide = torch.where(any_fits, wide.gather(1, first)[:, 0], fallback_wide)
         tall = torch.where(any_fits, tall.gather(1, first)[:, 0], fallback_tall)
-        top = torch.where(any_fits, integers(self.seed, index, view, _TOP, heights - tall + 1), (heights - tall) // 2)
-        left = torch.where(any_fits, integers(self.seed, index, view, _LEFT, widths - wide + 1), (widths - wide) // 2)
+        top = torch.where(
+            any_fits, integers(self.seed, index, view, Stream.TOP, heights - tall + 1), (heights - tall) // 2
+        )
+        left = torch.where(
+            any_fits, integers(self.seed, index, view, Stream.LEFT, widths - wide + 1), (widths - wide) // 2
+        )
         return torch.stack((top, left, tall, wide), dim=1)
 
-    def apply(self, image: np.ndarray, index: int, view: int) -> np.ndarray:
-        """The view of one ``(H, W, 3)`` uint8 image.
+    def require(self, height: int, width: int, name: str) -> None:
+        """Raise a ``DataError`` that names the image where one of this size cannot be cropped so."""
+        tall, wide = image_size(self.size)
+        if self.crop == "none" and (height, width) != (tall, wide):
+            raise DataError(
+                f"{name} is {height}x{width} and crop 'none' changes no sizes, but the size asked for is "
+                f"{tall}x{wide}; choose crop 'resized', or the images' own size where they share one."
+            )
+        if self.crop == "pad" and (height + 2 * self.padding < tall or width + 2 * self.padding < wide):
+            raise DataError(
+                f"{name} is {height}x{width}, which a padding of {self.padding} does not bring to the {tall}x{wide} of "
+                "crop 'pad'; choose a smaller size or crop 'resized'."
+            )
+
+    def apply(self, images: Sequence[np.ndarray], index: Tensor, view: Tensor) -> np.ndarray:
+        """``(B, h, w, 3)`` uint8: the views of B images ``(H, W, 3)`` uint8 of any sizes, on the host.
 
         'none' and 'pad' give exactly the pixels of the resident loader. 'resized' gives the same box, resampled by
         PIL's bilinear filter, whose pixels differ from the resident loader's by up to 1 of 255: PIL rounds twice.
         """
         size = image_size(self.size)
-        index_, view_ = torch.tensor([index]), torch.tensor([view])
-        height, width = image.shape[:2]
+        for image in images:
+            self.require(image.shape[0], image.shape[1], "An image")
+        heights, widths = torch.tensor([image.shape[:2] for image in images]).unbind(dim=1)
+        parts: Iterable[np.ndarray] = images
         if self.crop == "pad":
-            top, left = (int(t) for t in self.offsets(index_, view_, height, width))
-            image = pad_crop(image, top, left, size)
+            places = torch.stack(self.offsets(index, view, heights, widths), dim=1).tolist()
+            parts = (pad_crop(image, top, left, size) for image, (top, left) in zip(images, places, strict=True))
         elif self.crop == "resized":
-            box = self.boxes(index_, view_, torch.tensor([height]), torch.tensor([width]))[0].tolist()
-            image = crop_resize(image, box, size)
-        elif (height, width) != size:
-            raise DataError(
-                f"An image of {height}x{width} does not have the size {size[0]}x{size[1]} of the others, and crop "
-                "'none' changes no sizes; choose crop 'resized'."
-            )
-        return np.ascontiguousarray(image[:, ::-1]) if bool(self.flips(index_, view_)) else image
+            boxes = self.boxes(index, view, heights, widths).tolist()
+            parts = (crop_resize(image, box, size) for image, box in zip(images, boxes, strict=True))
+        mirrored = self.flips(index, view).tolist()
+        return np.stack([part[:, ::-1] if mirror else part for part, mirror in zip(parts, mirrored, strict=True)])
 
 
 @dataclass(frozen=True)
@@ -169,9 +178,12 @@ class Evaluation:
         if self.resize < 1:
             raise DataError(f"resize={self.resize} makes images smaller than the crop; it must be at least 1.")
 
-    def apply(self, image: np.ndarray, index: int, view: int) -> np.ndarray:
-        """The centre of one ``(H, W, 3)`` uint8 image; the same for every index and view."""
-        return resize_centre(image, image_size(self.size), self.resize)
+    def require(self, height: int, width: int, name: str) -> None:
+        """Any size will do."""
+
+    def apply(self, images: Sequence[np.ndarray], index: Tensor, view: Tensor) -> np.ndarray:
+        """``(B, h, w, 3)`` uint8: the centres of B images ``(H, W, 3)`` uint8, the same for every index and view."""
+        return np.stack([resize_centre(image, image_size(self.size), self.resize) for image in images])
 
 
 View = Augmentation | Evaluation
