@@ -28,9 +28,15 @@ class ContractTapped(Tapped):
     """A network read through timm's contract."""
 
     def __init__(
-        self, network: Any, spec: FeatureSpec, input_size: tuple[int, int, int], indices: tuple[int, ...]
+        self,
+        network: Any,
+        spec: FeatureSpec,
+        input_size: tuple[int, int, int],
+        available: tuple[MapSpec, ...],
+        indices: tuple[int, ...],
     ) -> None:
         super().__init__(network, spec, input_size)
+        self.available = available
         self.indices = list(indices)  # of the maps, among those that forward_intermediates can return
 
     def forward(self, images: Tensor, maps: bool = False) -> Features:
@@ -92,7 +98,7 @@ def tap_by_contract(
         if list(indices) != sorted(indices):
             raise BrokenContractError("the maps are named in another order than the pass's")
     spec = FeatureSpec(classes, embedding.shape[1], tuple(available[i] for i in indices))
-    return ContractTapped(network, spec, input_size, indices)
+    return ContractTapped(network, spec, input_size, available, indices)
 
 
 def measure_maps(network: Any, ends: list[Tensor], images: Tensor) -> tuple[MapSpec, ...]:
