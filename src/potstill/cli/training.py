@@ -1,0 +1,129 @@
+"""The commands that train: demo, train, distill."""
+
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from potstill.cli.arguments import Arguments, Json, read_recipe, split_arguments
+from potstill.cli.console import is_main_process, open_console
+from potstill.cli.errors import say_error
+from potstill.cli.output import only_json, print_json
+from potstill.errors import RecipeError
+
+if TYPE_CHECKING:
+    from potstill.config import Recipe
+    from potstill.procedures.run import Outcome
+
+__all__ = ["demo", "distill", "train"]
+
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="Insist on going on: an error where there is nothing to go on with."),
+]
+
+
+def train(arguments: Arguments = None, json: Json = False, resume: Resume = False) -> None:
+    """Train one network on images, without a teacher.
+
+    An interrupted run goes on by itself when the same command is given again.
+    """
+    recipe = read_recipe(arguments)
+    if recipe.teacher is not None:
+        raise RecipeError(
+            "`potstill train` learns without a teacher, and the recipe names one; use `potstill distill`, or take the "
+            "teacher section out."
+        )
+    outcome = _run(recipe, json, resume)
+    _show(outcome, json, then=f"potstill distill teacher.weights={outcome.folder} student.model=...")
+
+
+def distill(arguments: Arguments = None, json: Json = False, resume: Resume = False) -> None:
+    """Train a small network (the student) with the help of a large, trained one (the teacher).
+
+    With [cyan]control=true[/cyan] the same student is first trained without the teacher, so that the table at the end shows what the
+    teacher brought. An interrupted run goes on by itself when the same command is given again.
+    """
+    recipe = read_recipe(arguments)
+    if recipe.teacher is None:
+        raise RecipeError(
+            "`potstill distill` learns from a teacher, and the recipe names none: give teacher.weights=RUN (a trained "
+            "run's folder), or teacher.model and teacher.weights; or use `potstill train`."
+        )
+    _show(_run(recipe, json, resume), json)
+
+
+def demo(
+    arguments: Arguments = None,
+    run: Annotated[Path, typer.Option("--run", help="The folder for its three runs.")] = Path("runs/demo"),
+    fresh: Annotated[bool, typer.Option("--fresh", help="Train anew, also where it is finished.")] = False,
+    json: Json = False,
+) -> None:
+    """See it work, in a minute or two on a laptop, with nothing to download.
+
+    On scikit-learn's handwritten digits it trains a teacher, then a small student twice: alone (the control) and
+    taught by PEFD.
+    """
+    path, overrides = split_arguments(arguments)
+    if path is not None:
+        raise RecipeError(f"`potstill demo` brings its own recipe; {path!r} is no key=value. Use `potstill distill {path}`.")
+
+    def work(console: Any) -> "Outcome":
+        from potstill.procedures.demo import clear_demo, demo_recipe, run_demo
+
+        recipe = demo_recipe(run, overrides)
+        if fresh and is_main_process():
+            clear_demo(run)
+        console.print("Teacher, control and student on 8 x 8 pixel digits: 1,438 to learn from, 359 to be judged by.")
+        return _joined(recipe, console, lambda *given: run_demo(recipe, run, *given))
+
+    with only_json(json):
+        outcome = work(open_console(json))
+    _show(outcome, json)
+
+
+def _run(recipe: "Recipe", json: bool, resume: bool) -> "Outcome":
+    with only_json(json):
+        console = open_console(json)
+        from potstill.procedures.run import distill as run_recipe
+
+        return _joined(recipe, console, lambda *given: run_recipe(recipe, *given, must_resume=resume))
+
+
+def _joined(recipe: "Recipe", console: Any, work: Any) -> "Outcome":
+    """Work with this run's processes, its interrupt and its reporters; leave with a signal's code where one came."""
+    from potstill.training.distributed import joined
+    from potstill.training.interrupts import watching
+    from potstill.training.loop import Stopped
+    from potstill.training.progress import progress_on
+
+    with joined(recipe.device) as processes, watching() as interrupt:
+        try:
+            with progress_on(console, recipe.batch_size, talks=processes.main) as reporters:
+                return work(processes, interrupt, reporters)
+        except Stopped as stopped:
+            if processes.main:
+                say_error(str(stopped), label="")
+            raise typer.Exit(128 + (interrupt.signal or signal.SIGTERM)) from None
+
+
+def _show(outcome: "Outcome", json: bool, then: str | None = None) -> None:
+    """The result's table, and what to do next."""
+    if not is_main_process():
+        return
+    from potstill.cli.tables import gain, results_table
+
+    difference = gain(outcome.rows)
+    if json:
+        print_json({"folder": str(outcome.folder), "rows": outcome.rows, "difference": difference})
+        return
+    console = open_console()
+    console.print(results_table(outcome.rows))
+    if difference is not None:
+        better = "better" if difference > 0 else "worse" if difference < 0 else "no better and no worse"
+        amount = f"{abs(difference):.2f} points " if difference else ""
+        console.print(f"The student is {amount}{better} than the control: the same network trained alone (top-1).")
+    console.print(f"Everything is in {outcome.folder}. Next: potstill export {outcome.folder}", soft_wrap=True)
+    if then:
+        console.print(f"To teach a smaller one: {then}", soft_wrap=True)

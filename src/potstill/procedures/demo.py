@@ -1,0 +1,87 @@
+"""The demonstration: a teacher, a control and a student on handwritten digits, in a minute or two on a laptop."""
+
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from potstill.config import NetworkConfig, Recipe
+from potstill.errors import RunError
+from potstill.procedures.run import Outcome, distill
+from potstill.recipe import load_recipe
+from potstill.training.distributed import Processes
+from potstill.training.folder import RunFolder
+from potstill.training.interrupts import Interrupt
+from potstill.training.reporting import Reporter
+
+__all__ = ["clear_demo", "demo_recipe", "run_demo"]
+
+_DEFAULTS: dict[str, Any] = {
+    "data": {"source": "digits"},
+    "student": {"model": "resnet8"},
+    "teacher": {"model": "wrn_16_2"},
+    "epochs": 12,
+    "batch_size": 64,
+    "schedule": {"name": "onecycle"},
+    "control": True,
+}
+
+_PARTS = ("teacher", "student")
+
+
+def demo_recipe(folder: Path, overrides: Iterable[str] = ()) -> Recipe:
+    """The student's recipe, PEFD's own objective with a control; the teacher is the run beside it.
+
+    Raises:
+        RecipeError: for overrides that no recipe knows.
+    """
+    recipe = load_recipe(None, overrides, **_DEFAULTS)
+    teacher = recipe.teacher.model_copy(update={"weights": str(folder / "teacher")}) if recipe.teacher else None
+    return recipe.model_copy(update={"teacher": teacher, "run": str(folder / "student")})
+
+
+def run_demo(
+    recipe: Recipe,
+    folder: Path,
+    processes: Processes,
+    interrupt: Interrupt,
+    reporter: Callable[[str, RunFolder], Reporter],
+) -> Outcome:
+    """Train the teacher by the student's recipe, then the control and the student; go on where it was interrupted.
+
+    Args:
+        recipe: from :func:`demo_recipe`.
+        folder: for the runs ``teacher`` and ``student`` (with its ``control``).
+        processes: this process and the others.
+        interrupt: raised when the run is told to stop.
+        reporter: makes the one that is told how a run goes.
+
+    Raises:
+        PotstillError: as :func:`potstill.procedures.run.distill`.
+    """
+    teacher = recipe.model_copy(
+        update={
+            "student": NetworkConfig(model=recipe.teacher.model if recipe.teacher else None),
+            "teacher": None,
+            "control": False,
+            "objective": {"ce": 1.0},
+            "run": str(folder / "teacher"),
+        }
+    )
+    distill(teacher, processes, interrupt, lambda _, part: reporter("teacher", part))
+    return distill(recipe, processes, interrupt, reporter)
+
+
+def clear_demo(folder: Path) -> None:
+    """Delete a demonstration's runs, and nothing else.
+
+    Raises:
+        RunError: where one of its folders holds no run, so that it is not the demonstration's.
+    """
+    for part in _PARTS:
+        run = folder / part
+        if run.exists() and not any((run / inner / "recipe.yaml").exists() for inner in (".", "control")):
+            raise RunError(f"{run} holds no run, so it is not deleted; give the demo another --run.")
+    for part in _PARTS:
+        if (folder / part).exists():
+            shutil.rmtree(folder / part)
