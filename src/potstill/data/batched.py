@@ -36,7 +36,7 @@ class Normalise:
         """``(B, 3, H, W)`` float32 in channels-last memory, of ``(B, H, W, C)`` values 0 to 255 with C 3 or more."""
         batch, height, width, channels = pixels.shape
         if channels == 3:
-            images = pixels.float().contiguous()
+            images = pixels.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
         else:
             # One long strided copy a channel: a copy of [..., :3] would start a loop anew for every three bytes.
             images = torch.empty((batch, height, width, 3), device=pixels.device)

@@ -12,7 +12,7 @@ AUGMENTATION_VERSION = 1
 
 
 class Stream(IntEnum):
-    """Who draws which of a sample's random numbers. All in one place, because two users of one number are correlated."""
+    """Who draws which of a sample's random numbers; in one place, because two users of one number are correlated."""
 
     FLIP = 0
     TOP = 1

@@ -169,7 +169,7 @@ class StreamingLoader:
             prefetch_factor=prefetch if workers else None,
             persistent_workers=workers > 0,
             worker_init_fn=_start_worker,
-            # Its own, for the seeds that nothing here uses: drawn from torch's, they would change a run's other numbers.
+            # For seeds that nothing here uses: drawn from torch's own generator, they would change a run's other numbers.
             generator=torch.Generator(),
             pin_memory=self.device.type == "cuda",
         )
