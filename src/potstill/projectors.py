@@ -125,13 +125,13 @@ class ProjectorEnsemble(nn.Module):
         out = self._activated(out)
         if self.depth == 1:
             return out.unflatten(-1, (self.projectors, self.teacher_dim)).mean(-2)
-        out = out.reshape(-1, self.projectors, weight.shape[1]).transpose(0, 1)  # (q, N, h)
+        out = out.view(lead.numel(), self.projectors, weight.shape[1]).transpose(0, 1)  # (q, N, h)
         for layer in range(1, self.depth):
             weight, bias = self._stacked(layer)
             into = weight.transpose(1, 2)
             out = torch.bmm(out, into) if bias is None else torch.baddbmm(bias.unsqueeze(1), out, into)
             out = self._activated(out)
-        return out.mean(0).unflatten(0, lead) if len(lead) != 1 else out.mean(0)
+        return out.mean(0).view(*lead, self.teacher_dim)
 
     def projector(self, k: int) -> list[Layer]:
         """Projector k alone, as ``(weight, bias)`` of each layer: views of the parameters, outside the graph."""

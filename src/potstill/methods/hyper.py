@@ -1,12 +1,18 @@
 """Whether a value from a recipe fits the annotation of a hyper-parameter."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 __all__ = ["describe", "fits"]
 
-_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}
+_WORDS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    NoneType: "null",
+}
 
 
 def fits(value: Any, annotation: Any) -> bool:
@@ -28,7 +34,7 @@ def fits(value: Any, annotation: Any) -> bool:
         return any(value == arg and type(value) is type(arg) for arg in args)
     if origin in (tuple, list):
         return isinstance(value, list | tuple) and _items_fit(value, origin, args)
-    if origin in (dict, Mapping) or annotation is dict:
+    if _is_mapping(annotation):
         return isinstance(value, Mapping)
     if annotation in (int, float) and isinstance(value, bool):
         return False
@@ -48,12 +54,27 @@ def describe(annotation: Any) -> str:
     if origin is Annotated:
         return describe(args[0])
     if origin in (Union, UnionType):
-        return " or ".join(describe(arg) for arg in args)
+        return _or(describe(arg) for arg in args)
     if origin is Literal:
-        return " or ".join(repr(arg) for arg in args)
-    if origin in (tuple, list):
-        return "a list of " + " and ".join(dict.fromkeys(describe(arg) for arg in args if arg is not ...))
+        return _or(repr(arg) for arg in args)
+    if origin is list or (origin is tuple and args[-1] is ...):
+        return f"a list, each {describe(args[0])}"
+    if origin is tuple:
+        return "a list of " + " and ".join(describe(arg) for arg in args)
+    if _is_mapping(annotation):
+        return "a mapping"
+    if annotation is Any:
+        return "anything"
     return _WORDS.get(annotation, getattr(annotation, "__name__", str(annotation)))
+
+
+def _or(choices: Iterable[str]) -> str:
+    *others, last = choices
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _is_mapping(annotation: Any) -> bool:
+    return (get_origin(annotation) or annotation) in (dict, Mapping)
 
 
 def _items_fit(value: Collection[Any], origin: Any, args: tuple[Any, ...]) -> bool:

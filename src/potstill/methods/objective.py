@@ -93,14 +93,14 @@ class Objective(nn.Module):
         unlabelled = [name for name, method in self.methods.items() if method.needs.labels]
         if unlabelled and not labels:
             missing.append(
-                f"The data has no labels, but the objective's {_listed(unlabelled)} learn from them: take them out, "
-                "or give the data labels."
+                f"The data has no labels, but {_who_needs(unlabelled)} them: take {_them(unlabelled)} out, or use data "
+                "with labels."
             )
         taught = [name for name, method in self.methods.items() if method.needs.teacher]
         if taught and not teacher:
             missing.append(
-                f"There is no teacher, but the objective's {_listed(taught)} learn from one: name it in teacher.model, "
-                "or take them out."
+                f"There is no teacher, but {_who_needs(taught)} one: name it in teacher.model, or take "
+                f"{_them(taught)} out."
             )
         if missing:
             raise RecipeError(" ".join(missing))
@@ -135,12 +135,14 @@ class Objective(nn.Module):
         scale = 1024.0 if embedding.dtype == torch.float16 else 1.0
         norms = {}
         for name, weight in self.weights.items():
-            (gradient,) = (
-                torch.autograd.grad(weight * scale * losses[name], embedding, retain_graph=True, allow_unused=True)
-                if losses[name].requires_grad
-                else (None,)
+            gradient = None
+            if losses[name].requires_grad:
+                (gradient,) = torch.autograd.grad(scale * losses[name], embedding, retain_graph=True, allow_unused=True)
+            norms[name] = (
+                embedding.new_zeros((), dtype=torch.float32)
+                if gradient is None
+                else weight * full_precision(gradient).norm().float()
             )
-            norms[name] = embedding.new_zeros((), dtype=torch.float32) if gradient is None else gradient.float().norm()
         whole = torch.stack(list(norms.values())).sum().clamp_min(torch.finfo(torch.float32).tiny)
         return {name: norm / whole for name, norm in norms.items()}
 
@@ -190,5 +192,9 @@ def _key(name: str) -> str:
     return name.replace(".", "/")  # a module's name in a state dict has no dots; a dotted path has
 
 
-def _listed(names: list[str]) -> str:
-    return " and ".join(names)
+def _who_needs(names: list[str]) -> str:
+    return f"{' and '.join(names)} in the objective {'needs' if len(names) == 1 else 'need'}"
+
+
+def _them(names: list[str]) -> str:
+    return "it" if len(names) == 1 else "them"

@@ -149,7 +149,10 @@ def _problems(cls: type[Method], name: str, hyper: Mapping[str, Any]) -> list[st
 
 def _parameters(cls: type[Method]) -> dict[str, inspect.Parameter]:
     """Everything after ``setting`` in the constructor, annotations resolved and missing defaults as ``...``."""
-    hints = get_type_hints(cls.__init__)
+    try:
+        hints = get_type_hints(cls.__init__)
+    except NameError:  # a user's class with names that only its type checker sees: its types are taken on trust
+        hints = {}
     given = list(inspect.signature(cls).parameters.values())[1:]
     return {
         p.name: p.replace(
@@ -184,6 +187,8 @@ def _checked(cls: Any, name: str) -> type[Method]:
         raise RecipeError(f"{name!r} is no method: expected a subclass of potstill.methods.base.Method.")
     if not isinstance(getattr(cls, "needs", None), Needs):
         raise RecipeError(f"The method {name!r} does not say what it reads: set needs = Needs(...) in its class.")
+    if inspect.isabstract(cls):
+        raise RecipeError(f"The method {name!r} computes no loss: write its forward(student, teacher, batch).")
     if next(iter(inspect.signature(cls).parameters), None) != "setting":
         raise RecipeError(f"The constructor of the method {name!r} must be __init__(self, setting, *, ...).")
     return cls
