@@ -134,7 +134,12 @@ def read_batch(path: Path, label_key: str, classes: int) -> tuple[np.ndarray, np
         raise DataError(f"{path}: 'data' should be an array (N, {PIXELS}) of uint8, got {shape}.")
     if not isinstance(labels, list | np.ndarray) or len(labels) != len(data):
         raise DataError(f"{path}: {label_key!r} should be a list of {len(data)} labels, one an image.")
-    numbers = np.asarray(labels)
+    if not len(data):
+        raise DataError(f"{path} holds no images. Fetch it again.")
+    try:
+        numbers = np.asarray(labels)
+    except ValueError:  # lists of several lengths
+        numbers = np.array(None)
     if numbers.dtype.kind not in "iu" or numbers.ndim != 1 or numbers.min() < 0 or numbers.max() >= classes:
         raise DataError(f"{path}: {label_key!r} should be whole numbers from 0 to {classes - 1}.")
     # Each row holds the red, then the green, then the blue plane.

@@ -7,7 +7,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from potstill.errors import DataError
 
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 MAX_PIXELS = 89_478_485  # where Pillow starts to warn of decompression bombs: about 9,500 x 9,400
 
 # No PostScript, no PDF, no video: formats whose readers start other programs stay out.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "MPO")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
 # What Pillow's readers raise on damaged input, beside OSError and its own subclasses.
 DAMAGE = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, OverflowError, struct.error,
@@ -75,12 +75,21 @@ def decode(data: bytes | Path, name: str, *, draft: int | None = None) -> np.nda
     except DataError:
         raise
     except DAMAGE as error:
-        size = data.stat().st_size if isinstance(data, Path) and data.exists() else None
-        empty = size == 0 or data == b""
-        reason = "it is empty (0 bytes)" if empty else str(error) or type(error).__name__
         raise DataError(
-            f"Cannot read the image {name}: {reason}. Mend or remove it, or set data.on_error=skip to go on without it."
+            f"Cannot read the image {name}: {reason_of(error, data)}. Mend or remove it, or set data.on_error=skip to "
+            "go on without it."
         ) from error
+
+
+def reason_of(error: Exception, data: bytes | Path) -> str:
+    """What is wrong with an image, in words."""
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    if (data.stat().st_size if isinstance(data, Path) else len(data)) == 0:
+        return "it is empty (0 bytes)"
+    if isinstance(error, UnidentifiedImageError):
+        return f"it is none of {', '.join(FORMATS)}, or its beginning is damaged"
+    return str(error).rstrip(".") or type(error).__name__
 
 
 def orientation(image: Image.Image, name: str) -> int:

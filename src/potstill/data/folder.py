@@ -2,6 +2,7 @@
 
 import logging
 import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -68,7 +69,7 @@ class FolderSource(Source):
             files = flat
         scan.report()
         self._files = [file.relative_to(path).as_posix() for file in files]  # a third of the memory of paths
-        self._identity = fingerprint([(file, (path / file).stat().st_size) for file in self._files], self.classes)
+        self._identity = fingerprint([(file, size_of(path / file)) for file in self._files], self.classes)
 
     @property
     def identity(self) -> str:
@@ -154,13 +155,13 @@ class Scan:
             self.ignored.append(file)
             return False
         if file.is_symlink():
-            target = file.resolve()
+            target = Path(os.path.realpath(file))  # resolve() would raise on links in a circle
             if not target.is_relative_to(self.root):
                 raise DataError(
                     f"{file} is a link that leaves {self.root}, and is not followed. Copy the file instead."
                 )
             if not target.is_file():
-                raise DataError(f"{file} is a link to a file that is not there.")
+                raise DataError(f"{file} is a link to a file that is not there. Remove it.")
         return True
 
     def report(self) -> None:
@@ -179,6 +180,14 @@ def visible(path: Path) -> list[Path]:
         raise DataError(f"Cannot read the folder {path}: {error.strerror}.") from error
 
 
+def size_of(file: Path) -> int:
+    """A file's size in bytes; a ``DataError`` where it is no regular file, because reading a pipe would never end."""
+    info = file.stat()
+    if not stat.S_ISREG(info.st_mode):
+        raise DataError(f"{file} has an image's name but is no regular file. Remove it.")
+    return info.st_size
+
+
 def refuse_link(folder: Path) -> None:
     """Raise where a folder is a link: it could leave the data, lead in a circle or count images twice."""
     if folder.is_symlink():
@@ -194,7 +203,8 @@ def find_parts(path: Path) -> tuple[Path, Path | None, list[str]]:
     Raises:
         DataError: a validation folder, and only such, without ``train``.
     """
-    folders = {entry.name.lower(): entry for entry in visible(path) if entry.is_dir()}
+    entries = visible(path)
+    folders = {entry.name.lower(): entry for entry in entries if entry.is_dir()}
     present = [name for name in VALIDATION if name in folders]
     if "train" not in folders:
         if present and len(present) == len(folders):
@@ -204,6 +214,9 @@ def find_parts(path: Path) -> tuple[Path, Path | None, list[str]]:
             )
         return path, None, []
     unused = [entry.name for name, entry in folders.items() if name != "train" and name not in present[:1]]
+    stray = [entry.name for entry in entries if entry.suffix.lower() in EXTENSIONS and not entry.is_dir()]
+    if stray:
+        unused.append(f"{len(stray)} images beside these folders ({stray[0]})")
     val = folders[present[0]] if present else None
     for folder in (folders["train"], val):
         if folder is not None:

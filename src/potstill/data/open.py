@@ -159,7 +159,10 @@ def finish(
     notes = [said] if said else []
     if val is not None:
         if train.labels is not None and val.labels is None:
-            raise DataError(f"{train.name} has labels but {val.name} has none, so it cannot be judged by it.")
+            raise DataError(
+                f"{train.name} has labels but {val.name} has none, so nothing can be judged by it. Give the training "
+                "images alone as data.path to have a part of them kept for validation."
+            )
         notes.append(f"Validation is the data's own {part} set: {len(val):,} images.")
         if unused:
             notes.append(f"Not used: {', '.join(unused)}.")

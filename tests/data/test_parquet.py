@@ -1,0 +1,397 @@
+"""Parquet in the Hugging Face layout: columns, classes, shards, and what is refused."""
+
+import json
+import logging
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from potstill.data import parquet as module
+from potstill.data.cifar import CIFAR
+from potstill.data.open import open_data
+from potstill.data.parquet import ParquetSource
+from potstill.data.shards import find_shards
+from potstill.errors import DataError
+
+STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+IMAGE = {"_type": "Image"}
+
+
+def png(value, size=(4, 4)):
+    buffer = BytesIO()
+    Image.new("RGB", size, (value, value, value)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def structs(values, **options):
+    return pa.array([{"bytes": png(value, **options), "path": f"/etc/{value}.png"} for value in values], STRUCT)
+
+
+def class_label(*names):
+    return {"_type": "ClassLabel", "names": list(names)}
+
+
+def write(path, columns, features=None, **options):
+    """A Parquet file with the columns given, and the metadata that the hub's files carry."""
+    table = pa.table(columns)
+    if features is not None:
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path, **options)
+    return path
+
+
+def plain(path, values=(1, 2, 3, 4), labels=(0, 1, 0, 1), names=("cat", "dog"), **options):
+    """The usual layout."""
+    features = {"image": IMAGE, "label": class_label(*names)}
+    return write(path, {"image": structs(values), "label": list(labels)}, features, **options)
+
+
+def read(path, **options):
+    return ParquetSource([path], name=path.name, **options)
+
+
+def values_of(source):
+    return [int(source.image(index)[0, 0, 0]) for index in range(len(source))]
+
+
+class TestColumns:
+    def test_the_usual_layout(self, tmp_path):
+        path = plain(tmp_path / "a.parquet")
+        source = read(path)
+        assert values_of(source) == [1, 2, 3, 4]
+        assert source.labels.tolist() == [0, 1, 0, 1]
+        assert source.labels.dtype == np.int64
+        assert source.classes == ("cat", "dog")
+        assert source.fixed_size == (4, 4)
+        assert source.describe(2) == f"row 2 of {path}"
+        assert source.columns.note == ""
+
+    @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
+    def test_plain_bytes_without_metadata(self, tmp_path, kind):
+        columns = {"picture": pa.array([png(5), png(6)], kind), "label": [1, 0]}
+        source = read(write(tmp_path / "a.parquet", columns))
+        assert values_of(source) == [5, 6]
+        assert source.classes == ("0", "1")
+
+    def test_text_labels_are_numbered_in_sorted_order(self, tmp_path):
+        columns = {"image": structs([1, 2, 3]), "label": ["zebra", "ant", "zebra"]}
+        source = read(write(tmp_path / "a.parquet", columns))
+        assert source.classes == ("ant", "zebra")
+        assert source.labels.tolist() == [1, 0, 1]
+
+    def test_text_labels_stored_once_each(self, tmp_path):
+        columns = {"image": structs([1, 2, 3]), "label": pa.array(["b", "a", "b"]).dictionary_encode()}
+        source = read(write(tmp_path / "a.parquet", columns))
+        assert source.classes == ("a", "b")
+        assert source.labels.tolist() == [1, 0, 1]
+
+    def test_the_image_column_is_the_one_that_the_metadata_name(self, tmp_path):
+        columns = {"mask": structs([9, 9]), "photo": structs([1, 2]), "kind": [0, 1]}
+        features = {"photo": IMAGE, "kind": class_label("a", "b")}
+        source = read(write(tmp_path / "a.parquet", columns, features))
+        assert (source.columns.image, source.columns.label) == ("photo", "kind")
+        assert values_of(source) == [1, 2]
+
+    def test_columns_can_be_named(self, tmp_path):
+        columns = {"left": structs([1, 2]), "right": structs([3, 4]), "label": [0, 1], "style": [1, 0]}
+        path = write(tmp_path / "a.parquet", columns)
+        source = read(path, image_column="right", label_column="style")
+        assert values_of(source) == [3, 4]
+        assert source.labels.tolist() == [1, 0]
+
+    def test_fine_labels_are_preferred_and_it_is_said(self, tmp_path):
+        columns = {"img": structs([1, 2]), "coarse_label": [0, 0], "fine_label": [1, 0]}
+        features = {"img": IMAGE, "coarse_label": class_label("x", "y"), "fine_label": class_label("a", "b")}
+        source = read(write(tmp_path / "a.parquet", columns, features))
+        assert source.classes == ("a", "b")
+        assert source.note == "Labels are the column 'fine_label' (there is coarse_label too)."
+
+    def test_no_label_column_is_no_labels_and_it_is_said(self, tmp_path):
+        path = write(tmp_path / "a.parquet", {"image": structs([1, 2]), "width": [4, 4]})
+        source = read(path)
+        assert (source.labels, source.classes) == (None, ())
+        note = open_data("parquet", path, val_fraction=0.5).note
+        assert "No label column, so the images go without labels (columns: width; name one with" in note
+
+    def test_labels_kept_back_are_no_labels(self, tmp_path):
+        source = read(plain(tmp_path / "a.parquet", labels=(-1, -1, -1, -1)))
+        assert source.labels is None
+        assert source.note == "Column 'label' is -1 throughout, so the images go without labels."
+
+    @pytest.mark.parametrize(
+        ("columns", "features", "options", "message"),
+        [
+            ({"label": [0, 1]}, None, {}, r"has no column of image files\. Its columns: label \(int64\)"),
+            ({"a": structs([1]), "b": structs([1])}, None, {}, r"several image columns: a, b\. Name one with data"),
+            ({"image": structs([1])}, None, {"image_column": "imagee"}, "no column 'imagee' .* Did you mean 'image'"),
+            ({"image": structs([1]), "n": [1]}, None, {"image_column": "n"}, "column 'n' holds int64, not image files"),
+            ({"image": structs([1]), "n": [1]}, None, {"label_column": "m"}, r"no column 'm' for data\.label_column"),
+            (
+                {"image": structs([1]), "label": [0.5]},
+                None,
+                {},
+                "whole numbers or text, but column 'label' holds doubl",
+            ),
+            (
+                {"image": structs([1]), "x": [0], "y": [0]},
+                {"x": class_label("a", "b"), "y": class_label("a", "b")},
+                {},
+                r"several label columns: x, y\. Name one with data\.label_column",
+            ),
+            ({"image": structs([1, 2]), "label": [0, 5]}, {"label": class_label("a", "b")}, {}, r"0\.\.1.*row 1: 5"),
+            ({"image": structs([1, 2]), "label": [0, -1]}, {"label": class_label("a", "b")}, {}, r"0\.\.1.*row 1: -1"),
+            ({"image": structs([1, 2]), "label": [0, 700]}, None, {}, "goes up to 700, but there are only 2 rows"),
+            ({"image": structs([1, 2]), "label": [0, None]}, None, {}, "row 1 has no label in column 'label'"),
+            ({"image": structs([])}, None, {}, "has no rows"),
+        ],
+    )
+    def test_refused(self, tmp_path, columns, features, options, message):
+        path = write(tmp_path / "a.parquet", columns, features)
+        with pytest.raises(DataError, match=message):
+            read(path, **options)
+
+    def test_metadata_that_cannot_be_read(self, tmp_path):
+        table = pa.table({"image": structs([1])}).replace_schema_metadata({"huggingface": "{broken"})
+        pq.write_table(table, tmp_path / "a.parquet")
+        with pytest.raises(DataError, match="'huggingface' metadata cannot be read"):
+            read(tmp_path / "a.parquet")
+
+    def test_two_columns_of_one_name(self, tmp_path):
+        table = pa.Table.from_arrays([structs([1]), structs([2])], names=["image", "image"])
+        pq.write_table(table, tmp_path / "a.parquet")
+        with pytest.raises(DataError, match="several columns of one name: image, image"):
+            read(tmp_path / "a.parquet")
+
+    def test_one_class(self, tmp_path):
+        path = plain(tmp_path / "a.parquet", labels=(0, 0, 0, 0), names=("only",))
+        with pytest.raises(DataError, match="one class only"):
+            open_data("parquet", path)
+
+
+class TestShards:
+    def shards(self, root, prefix, count, first=0, folder="."):
+        for number in range(count):
+            values = [first + 4 * number + one for one in range(4)]
+            plain(root / folder / f"{prefix}-{number:05}-of-{count:05}.parquet", values)
+
+    def test_standard_splits_in_one_folder(self, tmp_path):
+        self.shards(tmp_path, "train", 2, folder="data")
+        self.shards(tmp_path, "test", 1, first=100, folder="data")
+        split = open_data("auto", tmp_path)
+        assert values_of(split.train) == list(range(8))
+        assert values_of(split.val) == [100, 101, 102, 103]
+        assert split.note == "Validation is the data's own test set: 4 images."
+        assert split.train.describe(5).endswith("row 1 of " + str(tmp_path / "data/train-00001-of-00002.parquet"))
+
+    def test_validation_comes_before_test_and_the_rest_is_said(self, tmp_path):
+        for number, part in enumerate(("train", "validation", "test")):
+            self.shards(tmp_path, part, 1, first=10 * number)
+        split = open_data("auto", tmp_path)
+        assert values_of(split.val) == [10, 11, 12, 13]
+        assert "own validation set: 4 images. Not used: test." in split.note
+
+    def test_sub_folders_by_split(self, tmp_path):
+        for part in ("train", "test"):
+            plain(tmp_path / "plain_text" / part / "0000.parquet")
+        assert {split: len(files) for split, files in find_shards(tmp_path).items()} == {"train": 1, "test": 1}
+        assert len(open_data("auto", tmp_path).val) == 4
+
+    def test_one_file_is_split_by_class(self, tmp_path):
+        split = open_data("auto", plain(tmp_path / "all.parquet"), val_fraction=0.5, seed=3)
+        assert split.val.labels.tolist() == [0, 1]
+        assert split.note.endswith("2 of 4 images are kept for it, chosen by class with seed 3.")
+
+    def test_names_without_a_split_are_all_training(self, tmp_path):
+        for number in range(2):
+            plain(tmp_path / f"{number:04}.parquet")
+        assert list(find_shards(tmp_path)) == ["train"]
+
+    def test_a_word_that_only_begins_like_a_split(self, tmp_path):
+        plain(tmp_path / "testament.parquet")
+        assert list(find_shards(tmp_path)) == ["train"]
+
+    def test_hidden_files_are_passed_over(self, tmp_path):
+        plain(tmp_path / "train-00000-of-00001.parquet")
+        plain(tmp_path / ".cache" / "train-00000-of-00001.parquet")
+        assert len(find_shards(tmp_path)["train"]) == 1
+
+    def test_missing_shards(self, tmp_path):
+        self.shards(tmp_path, "train", 3)
+        (tmp_path / "train-00001-of-00003.parquet").unlink()
+        with pytest.raises(DataError, match="lacks 1 of the train shards: number 1"):
+            open_data("auto", tmp_path)
+
+    def test_several_sets(self, tmp_path):
+        self.shards(tmp_path, "train", 1, folder="english")
+        self.shards(tmp_path, "train", 1, folder="french")
+        with pytest.raises(DataError, match="train files in several folders: english, french"):
+            open_data("auto", tmp_path)
+
+    def test_some_with_a_split_and_some_without(self, tmp_path):
+        plain(tmp_path / "train.parquet")
+        plain(tmp_path / "more.parquet")
+        with pytest.raises(DataError, match=r"some do not, such as more\.parquet"):
+            open_data("auto", tmp_path)
+
+    def test_no_training_set(self, tmp_path):
+        plain(tmp_path / "test-00000-of-00001.parquet")
+        with pytest.raises(DataError, match="Parquet files for test but none for train"):
+            open_data("auto", tmp_path)
+
+    def test_no_parquet(self, tmp_path):
+        with pytest.raises(DataError, match="There is no Parquet file in"):
+            open_data("parquet", tmp_path)
+
+    def test_shards_that_differ(self, tmp_path):
+        plain(tmp_path / "train-a.parquet")
+        write(tmp_path / "train-b.parquet", {"image": structs([1]), "label": ["x"]})
+        with pytest.raises(DataError, match=r"train-b\.parquet and .*train-a\.parquet differ in column 'label'"):
+            open_data("auto", tmp_path)
+
+    def test_classes_that_differ_between_splits(self, tmp_path):
+        plain(tmp_path / "train.parquet")
+        plain(tmp_path / "test.parquet", names=("dog", "cat"))
+        with pytest.raises(DataError, match="the classes of column 'label' differ from the training set's"):
+            open_data("auto", tmp_path)
+
+    def test_an_unknown_text_label_in_validation(self, tmp_path):
+        write(tmp_path / "train.parquet", {"image": structs([1, 2]), "label": ["a", "b"]})
+        write(tmp_path / "test.parquet", {"image": structs([1, 2]), "label": ["b", "emu"]})
+        with pytest.raises(DataError, match="has 1 classes that the training set lacks: emu"):
+            open_data("auto", tmp_path)
+
+
+class TestDamage:
+    def test_a_truncated_file_is_named(self, tmp_path):
+        path = plain(tmp_path / "a.parquet")
+        path.write_bytes(path.read_bytes()[:-20])
+        with pytest.raises(DataError, match=f"Cannot read {path} as Parquet"):
+            read(path)
+
+    def test_spoilt_pages_are_named(self, tmp_path):
+        path = plain(tmp_path / "a.parquet", values=range(200), labels=[0, 1] * 100, compression="snappy")
+        data = bytearray(path.read_bytes())
+        data[20:400] = bytes(380)
+        path.write_bytes(data)
+        with pytest.raises(DataError, match=f"Cannot read {path}"):
+            read(path).image(0)
+
+    def test_a_damaged_image_is_named_by_its_row(self, tmp_path):
+        rows = pa.array([{"bytes": png(1)}, {"bytes": png(2)[:40]}, {"bytes": b""}], STRUCT)
+        path = write(tmp_path / "a.parquet", {"image": rows})
+        source = read(path)
+        with pytest.raises(DataError, match=f"Cannot read the image row 1 of {path}: "):
+            source.image(1)
+        with pytest.raises(DataError, match=f"Cannot read the image row 2 of {path}: it is empty"):
+            source.image(2)
+
+    def test_the_path_of_a_row_is_never_opened(self, tmp_path):
+        (tmp_path / "real.png").write_bytes(png(7))
+        rows = pa.array([{"bytes": None, "path": str(tmp_path / "real.png")}, None], STRUCT)
+        source = read(write(tmp_path / "a.parquet", {"image": rows}))
+        for index in range(2):
+            with pytest.raises(DataError, match=f"row {index} of .* holds no bytes of an image in column 'image'"):
+                source.image(index)
+
+    def test_a_position_that_is_not_there(self, tmp_path):
+        source = read(plain(tmp_path / "a.parquet"))
+        for index in (4, -1):
+            with pytest.raises(IndexError, match=f"has 4 images, there is no image {index}"):
+                source.image(index)
+
+
+class TestReading:
+    def test_row_groups(self, tmp_path):
+        path = plain(tmp_path / "a.parquet", values=range(50), labels=[0, 1] * 25, row_group_size=7)
+        source = read(path)
+        assert len(source.groups) == 8
+        order = np.random.default_rng(0).permutation(50)
+        assert [int(source.image(int(index))[0, 0, 0]) for index in order] == order.tolist()
+
+    def test_old_row_groups_make_room(self, tmp_path, monkeypatch, caplog):
+        monkeypatch.setattr(module, "CACHE", 2000)
+        path = plain(tmp_path / "a.parquet", values=range(100), labels=[0, 1] * 50, row_group_size=10)
+        with caplog.at_level(logging.WARNING):
+            source = read(path)
+        assert "in random order many images cost the reading of a row group" in caplog.text
+        assert values_of(source) == list(range(100))
+        assert 0 < source._held <= 2000
+        assert source._held == sum(part.nbytes for part in source._cache.values())
+
+    def test_many_threads_read_the_same(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(module, "CACHE", 2000)
+        path = plain(tmp_path / "a.parquet", values=range(60), labels=[0, 1] * 30, row_group_size=5)
+        source = read(path)
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(lambda index: int(source.image(index)[0, 0, 0]), range(60))) == list(range(60))
+
+    def test_a_copy_for_another_process_opens_the_files_anew(self, tmp_path):
+        source = read(plain(tmp_path / "a.parquet"))
+        source.image(0)
+        copy = pickle.loads(pickle.dumps(source))
+        assert not copy._handles
+        assert not copy._cache
+        assert values_of(copy) == [1, 2, 3, 4]
+        assert copy.identity == source.identity
+
+    def test_arrays(self, tmp_path):
+        assert read(plain(tmp_path / "a.parquet")).arrays()[:, 0, 0, 0].tolist() == [1, 2, 3, 4]
+        mixed = pa.concat_arrays([structs([1]), structs([2], size=(5, 4))])
+        large = structs([1, 2], size=(200, 200))
+        assert read(write(tmp_path / "b.parquet", {"image": mixed})).arrays() is None
+        assert read(write(tmp_path / "c.parquet", {"image": large})).arrays() is None
+
+    def test_identity_follows_the_content(self, tmp_path):
+        first = read(plain(tmp_path / "1" / "a.parquet")).identity
+        again = read(plain(tmp_path / "2" / "a.parquet")).identity
+        others = [
+            plain(tmp_path / "3" / "b.parquet"),
+            plain(tmp_path / "4" / "a.parquet", labels=(1, 1, 0, 1)),
+            plain(tmp_path / "5" / "a.parquet", names=("cat", "cow")),
+            plain(tmp_path / "6" / "a.parquet", values=(200, 2, 3, 4)),
+        ]
+        assert first == again
+        assert len({first, *(read(path).identity for path in others)}) == 5
+
+
+class TestCifar:
+    """The real thing: all of CIFAR-100's labels, a few hundred of its images."""
+
+    def test_cifar100(self, shared_data):
+        split = open_data("auto", shared_data("cifar100"))
+        assert (len(split.train), len(split.val)) == (50_000, 10_000)
+        assert np.bincount(split.train.labels).tolist() == [500] * 100
+        assert np.bincount(split.val.labels).tolist() == [100] * 100
+        assert (split.train.classes[0], split.train.classes[99]) == ("apple", "worm")
+        assert split.train.statistics == CIFAR["cifar100"].statistics
+        assert split.train.fixed_size == (32, 32)
+        assert split.note == (
+            "Labels are the column 'fine_label' (there is coarse_label too). "
+            "Validation is the data's own test set: 10,000 images."
+        )
+
+    def test_the_groups_of_classes(self, shared_data):
+        split = open_data("cifar100", shared_data("cifar100"), label_column="coarse_label")
+        assert len(split.train.classes) == 20
+        assert split.train.statistics == CIFAR["cifar100"].statistics
+
+    def test_images(self, shared_data):
+        source = open_data("cifar100", shared_data("cifar100")).val
+        images = np.stack([source.image(index) for index in range(300)])
+        assert images.shape == (300, 32, 32, 3)
+        mean, std = CIFAR["cifar100"].statistics
+        np.testing.assert_allclose(images.mean((0, 1, 2)) / 255, mean, atol=0.02)
+        np.testing.assert_allclose(images.std((0, 1, 2)) / 255, std, atol=0.02)
+
+    def test_another_set_under_its_name(self, shared_data, tmp_path):
+        with pytest.raises(DataError, match="is not cifar10: its 100 classes or its images' size are others"):
+            open_data("cifar10", shared_data("cifar100"))
+        with pytest.raises(DataError, match="is not cifar100: its 2 classes"):
+            open_data("cifar100", plain(tmp_path / "a.parquet"))
