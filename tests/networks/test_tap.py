@@ -220,9 +220,9 @@ def test_other_layers_of_a_timm_network_go_through_hooks(caplog):
     torch.testing.assert_close(tapped(images()).logits, network(images()))
 
 
-def test_two_classifiers_are_refused_and_one_can_be_named():
+def test_two_classifiers_of_two_vectors_are_refused_and_one_can_be_named():
     network = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=4, img_size=32, depth=2).eval()
-    with pytest.raises(NetworkError, match=r"has a tuple of classifiers; name in taps\.classifier"):
+    with pytest.raises(NetworkError, match=r"is not what the network returns; name in taps\.classifier"):
         tap(network, input_size=(3, 32, 32))
     tapped = tap(network, Taps(classifier="head"), input_size=(3, 32, 32))
     x = images(size=(3, 32, 32))
@@ -247,6 +247,24 @@ class Last(nn.Module):
 
     def forward(self, x):
         return self.fc(self.turn(self.conv(x)).mean((1, 2)))
+
+
+def test_two_classifiers_of_one_vector_give_their_mean():
+    network = timm.create_model("levit_conv_128s", num_classes=4).eval()
+    tapped = tap(network, input_size=(3, 224, 224))
+    x = images(2, (3, 224, 224))
+    assert isinstance(tapped, ContractTapped)
+    torch.testing.assert_close(tapped(x).logits, network(x))
+
+
+def test_a_convolution_as_classifier():
+    network = timm.create_model("dla46x_c", num_classes=4).eval()
+    tapped = tap(network, input_size=SIZE)
+    assert isinstance(tapped, ContractTapped)
+    features = tapped(images())
+    torch.testing.assert_close(features.logits, network(images()))
+    (share,) = torch.autograd.grad(features.logits[:, 1].sum(), features.embedding)
+    torch.testing.assert_close(share, network.get_classifier().weight[1, :, 0, 0].expand(3, -1))
 
 
 CASES = {

@@ -48,7 +48,7 @@ class ContractTapped(Tapped):
         else:
             final = network.forward_features(images)
         embedding = network.forward_head(final, pre_logits=True)
-        logits = network.get_classifier()(embedding) if self.spec.classes else embedding[:, :0]
+        logits = classify(network, embedding) if self.spec.classes else embedding[:, :0]
         return Features(logits, embedding, tuple(ends))
 
 
@@ -70,23 +70,16 @@ def tap_by_contract(
     Raises:
         BrokenContractError: the parts do not add up to the network's own forward, or ``maps`` names other layers.
     """
-    if not isinstance(network.get_classifier(), nn.Module):
-        raise BrokenContractError(f"it has a {type(network.get_classifier()).__name__} of classifiers")
     with at_rest(network):
         images = probe_images(network, input_size)
         output = run_probe(network, images)
-        final, ends = network.forward_intermediates(images)
-        features = network.forward_features(images)
-        if not same(final, features):
-            raise BrokenContractError("forward_intermediates and forward_features end differently")
-        embedding = network.forward_head(features, pre_logits=True)
-        if not isinstance(embedding, Tensor) or embedding.ndim != 2:
-            raise BrokenContractError("forward_head(pre_logits=True) does not return (B, D)")
-        classes = int(network.num_classes)
-        if not same(network.get_classifier()(embedding) if classes else embedding, output):
-            raise BrokenContractError("classifier(forward_head(pre_logits=True)) is not what the network returns")
-        if classes and not head_trains_alike(network, features):
-            raise BrokenContractError("its dropout lies between the embedding and the classifier")
+        try:
+            embedding, ends = check_parts(network, images, output)
+        except BrokenContractError:
+            raise
+        except Exception as error:  # whatever a part trips over, the other way may still work
+            raise BrokenContractError(f"its parts do not run one by one ({error})") from error
+    classes = int(network.num_classes)
     available = measure_maps(network, ends, images)
     if maps is None:
         indices = ends_of_stages(available)
@@ -99,6 +92,36 @@ def tap_by_contract(
             raise BrokenContractError("the maps are named in another order than the pass's")
     spec = FeatureSpec(classes, embedding.shape[1], tuple(available[i] for i in indices))
     return ContractTapped(network, spec, input_size, available, indices)
+
+
+def check_parts(network: Any, images: Tensor, output: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """The embedding and all maps of the probe, once the parts have been found to add up to ``output``."""
+    final, ends = network.forward_intermediates(images)
+    features = network.forward_features(images)
+    if not same(final, features):
+        raise BrokenContractError("forward_intermediates and forward_features end differently")
+    embedding = network.forward_head(features, pre_logits=True)
+    if not isinstance(embedding, Tensor) or embedding.ndim != 2:
+        raise BrokenContractError("forward_head(pre_logits=True) does not return (B, D)")
+    if not same(classify(network, embedding) if network.num_classes else embedding, output):
+        raise BrokenContractError("classifier(forward_head(pre_logits=True)) is not what the network returns")
+    if network.num_classes and not head_trains_alike(network, features):
+        raise BrokenContractError("its head draws other dropout in one piece than by parts")
+    return embedding, ends
+
+
+def classify(network: Any, embedding: Tensor) -> Tensor:
+    """Logits ``(B, C)`` of an embedding ``(B, D)``: of two heads their mean, as timm's distilled networks have it."""
+    heads = network.get_classifier()
+    if isinstance(heads, tuple):
+        return torch.stack([apply_head(head, embedding) for head in heads]).mean(0)
+    return apply_head(heads, embedding)
+
+
+def apply_head(head: nn.Module, embedding: Tensor) -> Tensor:
+    if isinstance(head, nn.Conv2d):  # a 1x1 convolution over the pooled map
+        return head(embedding[:, :, None, None]).flatten(1)
+    return head(embedding)
 
 
 def measure_maps(network: Any, ends: list[Tensor], images: Tensor) -> tuple[MapSpec, ...]:
@@ -143,7 +166,7 @@ def head_trains_alike(network: Any, features: Tensor) -> bool:
     torch.manual_seed(0)
     whole = network.forward_head(features)
     torch.manual_seed(0)
-    parts = network.get_classifier()(network.forward_head(features, pre_logits=True))
+    parts = classify(network, network.forward_head(features, pre_logits=True))
     network.eval()
     return same(whole, parts)
 
