@@ -24,7 +24,7 @@ def load(path: Path | None) -> np.ndarray:
     from potstill.data.materialise import materialise
     from potstill.data.open import open_data
 
-    return materialise(open_data(str(path)).train).images
+    return materialise(open_data(path=path).train).images
 
 
 def rate(loader: ResidentLoader, epoch: int) -> float:

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from potstill.data.batched import Normalise
 from potstill.data.mixing import Mixing
 from potstill.data.order import Plan
 from potstill.data.resident import ResidentLoader
@@ -76,17 +75,6 @@ def test_normalised_with_mean_and_std(images):
     assert first.images.is_contiguous(memory_format=torch.channels_last)
     assert first.targets.tolist() == list(range(16))
     assert first.targets.dtype == torch.int64
-
-
-def test_normalise_of_three_and_of_four_channels():
-    pixels = torch.randint(0, 256, (2, 4, 5, 4), dtype=torch.uint8)
-    normalise = Normalise(MEAN, STD)
-    torch.testing.assert_close(normalise(pixels), normalise(pixels[..., :3].contiguous()), rtol=0, atol=0)
-    before = pixels.float()
-    floats = before[..., :3].contiguous()
-    kept = floats.clone()
-    normalise(floats)
-    assert torch.equal(floats, kept)  # the input is not written to
 
 
 def test_every_sample_once_with_its_label_and_view(images):

@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from potstill.data.pixels import centre_crop
 from potstill.data.views import Augmentation, Evaluation
 from potstill.errors import DataError
 
@@ -165,12 +164,6 @@ def test_evaluation_is_torchvisions_resize_and_centre_crop(height, width):
     theirs = v2.Compose([v2.Resize(32), v2.CenterCrop(28)])(Image.fromarray(image))
     ours = Evaluation(28, resize=8 / 7).apply([image], *samples(1))[0]
     np.testing.assert_array_equal(ours, np.asarray(theirs))
-
-
-def test_evaluation_of_a_size_that_is_not_square_covers_it():
-    assert centre_crop(100, 100, (20, 40), 1.0) == ((40, 40), (10, 0))
-    assert centre_crop(10, 100, (20, 40), 1.5) == ((30, 300), (5, 130))
-    assert Evaluation((20, 40)).apply([picture(31, 17)], *samples(1)).shape == (1, 20, 40, 3)
 
 
 @pytest.mark.parametrize(

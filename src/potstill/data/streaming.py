@@ -169,7 +169,7 @@ class StreamingLoader:
             prefetch_factor=prefetch if workers else None,
             persistent_workers=workers > 0,
             worker_init_fn=_start_worker,
-            # For seeds that nothing here uses: drawn from torch's own generator, they would change a run's other numbers.
+            # Draws seeds that nothing here uses; from torch's global generator, that would shift a run's other numbers.
             generator=torch.Generator(),
             pin_memory=self.device.type == "cuda",
         )
