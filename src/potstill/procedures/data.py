@@ -17,7 +17,7 @@ from potstill.data.views import Augmentation, Evaluation, View
 from potstill.errors import DataError
 from potstill.training.distributed import Processes
 
-__all__ = ["Data", "open_split", "prepare_data"]
+__all__ = ["Data", "evaluation_loader", "open_split", "prepare_data", "resolve_data"]
 
 _MIXED_SIZES = 224  # the side for images of many sizes, as the ImageNet literature has it
 _EVALUATION_BATCH = 256  # no gradient: memory allows more than a training step's images, and nothing depends on it
@@ -136,6 +136,13 @@ def prepare_data(recipe: Recipe, split: Split, processes: Processes) -> Data:
         counts=(len(train), len(val) if val is not None else 0),
         skipped=all_skipped,
     )
+
+
+def evaluation_loader(
+    recipe: Recipe, source: Source, processes: Processes
+) -> ResidentLoader | StreamingLoader:
+    """The loader that judges by a source alone, where nothing is trained; the recipe's data section is resolved."""
+    return _loader(recipe, source, None, None, processes)[0]
 
 
 def _loader(

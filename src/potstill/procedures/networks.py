@@ -99,13 +99,15 @@ def build_objective(recipe: Recipe, student: Tapped, teacher: Teacher | None, da
 def student_card(recipe: Recipe, student: Tapped, data: Data) -> NetworkCard:
     """What ``student.json`` says of the student."""
     config = recipe.student
-    model, args, taps = config.model, config.args, config.taps.model_dump() if config.taps else None
+    model, args = config.model, config.args
+    taps = Taps(**config.taps.model_dump()) if config.taps else None
     if model is None and config.weights is not None:
         card = read_card(Path(config.weights))
         model, args, taps = card.model, card.args, card.taps
     return NetworkCard(
-        model=str(model), args=dict(args), num_classes=student.spec.classes, classes=list(data.classes),
-        mean=list(data.mean), std=list(data.std), input_size=[3, data.size, data.size], taps=taps,
+        model=str(model), args=dict(args), num_classes=student.spec.classes,
+        classes=data.classes or None,
+        mean=data.mean, std=data.std, input_size=(3, data.size, data.size), taps=taps,
     )  # fmt: skip
 
 
@@ -120,18 +122,13 @@ def _build(config: NetworkConfig, classes: int | None, size: int) -> Tapped:
 def _statistics(
     config: TeacherConfig, network: Tapped, data: Data
 ) -> tuple[tuple[float, ...], tuple[float, ...], int | None]:
-    """The teacher's own mean, deviation and input side: the recipe's, else its card's, else its library's, else the data's."""
-    card_mean: tuple[float, ...] | None = None
-    card_std: tuple[float, ...] | None = None
+    """The teacher's own mean, deviation and input side: the recipe's, else those its weights came with, else the data's."""
     size = config.size
-    if config.weights is not None and Path(config.weights).is_dir():
-        card = read_card(Path(config.weights))
-        card_mean, card_std = tuple(card.mean), tuple(card.std)
-        size = size or card.input_size[-1]
-    elif config.pretrained:
-        library = getattr(network.network, "pretrained_cfg", {})
-        card_mean, card_std = library.get("mean"), library.get("std")
-        size = size or (library.get("input_size") or (None,))[-1]
+    if network.normalisation is not None:  # from a run's folder, or from the library that the weights came from
+        own_mean, own_std = network.normalisation
+        size = size or network.input_size[-1]
     else:
-        log.info("The teacher's weights bring no input statistics; the data's are used. Set teacher.mean and teacher.std if its own differ.")
-    return config.mean or card_mean or data.mean, config.std or card_std or data.std, size
+        own_mean, own_std = data.mean, data.std
+        if config.mean is None or config.std is None:
+            log.info("The teacher's weights bring no input mean and deviation; the data's are used (teacher.mean, teacher.std).")
+    return config.mean or own_mean, config.std or own_std, size

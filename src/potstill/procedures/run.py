@@ -7,15 +7,16 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
-import potstill
 from potstill.analysis.cost import measure_cost
 from potstill.config import Recipe
+from potstill.data.source import Split
 from potstill.errors import RecipeError, RunError
 from potstill.networks.ship import ship_student
 from potstill.networks.tap import Tapped
@@ -60,7 +61,11 @@ class Outcome:
 
 
 def distill(
-    recipe: Recipe, processes: Processes, interrupt: Interrupt, reporter: Callable[[str, RunFolder], Reporter]
+    recipe: Recipe,
+    processes: Processes,
+    interrupt: Interrupt,
+    reporter: Callable[[str, RunFolder], Reporter],
+    must_resume: bool = False,
 ) -> Outcome:
     """Run a recipe: the control first where one is asked for, then the student; or resume, or find it finished.
 
@@ -69,16 +74,21 @@ def distill(
         processes: this process and the others.
         interrupt: raised when the run is told to stop.
         reporter: makes the one that is told how a run goes, from its title and folder.
+        must_resume: refuse to start from nothing.
 
     Raises:
         PotstillError: for whatever a user can mend; nothing half-written stays behind.
     """
     recipe, data = _ready(recipe, processes)
     folder = RunFolder(recipe.run or "runs/" + _name(recipe))
+    if must_resume and not any((folder.path / part / "recipe.yaml").exists() for part in (".", "control")):
+        raise RunError(f"There is no run to go on with in {folder.path}; leave --resume out to start one.")
     rows: dict[str, dict[str, Any]] = {}
     if recipe.control:
         if not data.labelled or recipe.teacher is None:
-            raise RecipeError("control=true trains the student on labels without a teacher; it needs labels and a teacher.")
+            raise RecipeError(
+                "control=true trains the student on labels without a teacher; it needs labels and a teacher."
+            )
         alone = recipe.model_copy(update={"teacher": None, "objective": {"ce": 1.0}, "control": False})
         rows["control"] = run_one(
             alone, data, RunFolder(folder.path / "control"), processes, interrupt, reporter, "control"
@@ -87,9 +97,9 @@ def distill(
     return Outcome(folder.path, {name: rows[name] for name in ("teacher", "control", "student") if name in rows})
 
 
-def resolve(recipe: Recipe, processes: Processes) -> Recipe:
-    """The recipe with everything that was left to "auto" said."""
-    return _ready(recipe, processes)[0]
+def resolve(recipe: Recipe) -> Recipe:
+    """The recipe with everything that was left to "auto" said. Looks at the data, decodes none of them."""
+    return _resolved(recipe, open_split(recipe.data))
 
 
 def run_one(
@@ -165,14 +175,17 @@ def _result(
 
 def _ready(recipe: Recipe, processes: Processes) -> tuple[Recipe, Data]:
     split = open_split(recipe.data)
-    resolved = recipe.model_copy(
-        update={"data": resolve_data(recipe.data, split.train), "objective": default_objective(recipe)}
-    )
+    resolved = _resolved(recipe, split)
     data = prepare_data(resolved, split, processes)
     if processes.main:
         for note in data.notes:
             log.info(note)
     return resolved, data
+
+
+def _resolved(recipe: Recipe, split: Split) -> Recipe:
+    data = resolve_data(recipe.data, split.train)
+    return recipe.model_copy(update={"data": data, "objective": default_objective(recipe)})
 
 
 def _optimizer(recipe: Recipe, step: TrainingStep) -> torch.optim.Optimizer:
@@ -246,10 +259,8 @@ def _name(recipe: Recipe) -> str:
 
 
 def _versions() -> dict[str, str]:
-    import timm
-
     return {
-        "potstill": potstill.__version__, "torch": torch.__version__, "timm": timm.__version__,
+        "potstill": version("potstill"), "torch": torch.__version__, "timm": version("timm"),
         "python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}",
     }  # fmt: skip
 

@@ -80,7 +80,9 @@ def write_atomically(path: Path, write: Any) -> None:
         _flush_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
         part.unlink(missing_ok=True)
-        raise RunError(f"{path} could not be written: {str(error).splitlines()[0]}. What was there before is whole.") from None
+        raise RunError(
+            f"{path} could not be written: {str(error).splitlines()[0]}. What was there before is whole."
+        ) from None
 
 
 def _flush_folder(folder: Path) -> None:

@@ -48,7 +48,9 @@ class RunFolder:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise RunError(f"Another process is at work in {self.path}; wait for it, or give another run=.") from None
+                raise RunError(
+                    f"Another process is at work in {self.path}; wait for it, or give another run=."
+                ) from None
             yield
 
     def make(self) -> None:
