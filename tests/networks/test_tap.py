@@ -330,3 +330,24 @@ def test_stages_and_strides():
     assert [stride_of(32, n) for n in (32, 16, 8, 1)] == [1, 2, 4, 32]
     assert stride_of(65, 33) == 2
     assert stride_of(224, 16) == 14
+
+
+@pytest.mark.parametrize("taps", [None, Taps(maps=("norm", "body"))])
+def test_data_parallel_gives_the_same_features_and_gradients(taps, tmp_path):
+    network = untapped(Small if taps else lambda: timm.create_model("resnet8", num_classes=5))
+    tapped = tap(network, taps, input_size=SIZE).train()
+    twin = copy.deepcopy(tapped)
+    twin(images(), maps=True).logits.square().sum().backward()
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(tapped, find_unused_parameters=taps is not None)
+        torch.manual_seed(0)
+        features = wrapped(images(), maps=True)
+        features.logits.square().sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert [m.shape[1] for m in features.maps] == [m.channels for m in tapped.spec.maps]
+    assert tapped.network.fc.weight.grad.abs().sum() > 0
+    if taps is None:  # Small draws dropout
+        for one, other in zip(tapped.parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(one.grad, other.grad)
