@@ -1,4 +1,4 @@
-"""Parquet in the Hugging Face layout: columns, classes, shards, and what is refused."""
+"""Parquet in the Hugging Face layout: columns, classes, reading, and what is refused."""
 
 import json
 import logging
@@ -16,7 +16,6 @@ from potstill.data import parquet as module
 from potstill.data.cifar import CIFAR
 from potstill.data.open import open_data
 from potstill.data.parquet import ParquetSource
-from potstill.data.shards import find_shards
 from potstill.errors import DataError
 
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -175,86 +174,7 @@ class TestColumns:
             open_data("parquet", path)
 
 
-class TestShards:
-    def shards(self, root, prefix, count, first=0, folder="."):
-        for number in range(count):
-            values = [first + 4 * number + one for one in range(4)]
-            plain(root / folder / f"{prefix}-{number:05}-of-{count:05}.parquet", values)
-
-    def test_standard_splits_in_one_folder(self, tmp_path):
-        self.shards(tmp_path, "train", 2, folder="data")
-        self.shards(tmp_path, "test", 1, first=100, folder="data")
-        split = open_data("auto", tmp_path)
-        assert values_of(split.train) == list(range(8))
-        assert values_of(split.val) == [100, 101, 102, 103]
-        assert split.note == "Validation is the data's own test set: 4 images."
-        assert split.train.describe(5).endswith("row 1 of " + str(tmp_path / "data/train-00001-of-00002.parquet"))
-
-    def test_validation_comes_before_test_and_the_rest_is_said(self, tmp_path):
-        for number, part in enumerate(("train", "validation", "test")):
-            self.shards(tmp_path, part, 1, first=10 * number)
-        split = open_data("auto", tmp_path)
-        assert values_of(split.val) == [10, 11, 12, 13]
-        assert "own validation set: 4 images. Not used: test." in split.note
-
-    def test_sub_folders_by_split(self, tmp_path):
-        for part in ("train", "test"):
-            plain(tmp_path / "plain_text" / part / "0000.parquet")
-        assert {split: len(files) for split, files in find_shards(tmp_path).items()} == {"train": 1, "test": 1}
-        assert len(open_data("auto", tmp_path).val) == 4
-
-    def test_one_file_is_split_by_class(self, tmp_path):
-        split = open_data("auto", plain(tmp_path / "all.parquet"), val_fraction=0.5, seed=3)
-        assert split.val.labels.tolist() == [0, 1]
-        assert split.note.endswith("2 of 4 images are kept for it, chosen by class with seed 3.")
-
-    def test_names_without_a_split_are_all_training(self, tmp_path):
-        for number in range(2):
-            plain(tmp_path / f"{number:04}.parquet")
-        assert list(find_shards(tmp_path)) == ["train"]
-
-    def test_a_word_that_only_begins_like_a_split(self, tmp_path):
-        plain(tmp_path / "testament.parquet")
-        assert list(find_shards(tmp_path)) == ["train"]
-
-    def test_hidden_files_are_passed_over(self, tmp_path):
-        plain(tmp_path / "train-00000-of-00001.parquet")
-        plain(tmp_path / ".cache" / "train-00000-of-00001.parquet")
-        assert len(find_shards(tmp_path)["train"]) == 1
-
-    def test_missing_shards(self, tmp_path):
-        self.shards(tmp_path, "train", 3)
-        (tmp_path / "train-00001-of-00003.parquet").unlink()
-        with pytest.raises(DataError, match="lacks 1 of the train shards: number 1"):
-            open_data("auto", tmp_path)
-
-    def test_several_sets(self, tmp_path):
-        self.shards(tmp_path, "train", 1, folder="english")
-        self.shards(tmp_path, "train", 1, folder="french")
-        with pytest.raises(DataError, match="train files in several folders: english, french"):
-            open_data("auto", tmp_path)
-
-    def test_some_with_a_split_and_some_without(self, tmp_path):
-        plain(tmp_path / "train.parquet")
-        plain(tmp_path / "more.parquet")
-        with pytest.raises(DataError, match=r"some do not, such as more\.parquet"):
-            open_data("auto", tmp_path)
-
-    def test_no_training_set(self, tmp_path):
-        plain(tmp_path / "test-00000-of-00001.parquet")
-        with pytest.raises(DataError, match="Parquet files for test but none for train"):
-            open_data("auto", tmp_path)
-
-    def test_no_parquet(self, tmp_path):
-        with pytest.raises(DataError, match="There is no Parquet file in"):
-            open_data("parquet", tmp_path)
-
-    def test_shards_that_differ(self, tmp_path):
-        plain(tmp_path / "train-a.parquet")
-        write(tmp_path / "train-b.parquet", {"image": structs([1]), "label": ["x"]})
-        with pytest.raises(DataError, match=r"train-b\.parquet and .*train-a\.parquet differ in column 'label'"):
-            open_data("auto", tmp_path)
-
+class TestClasses:
     def test_classes_that_differ_between_splits(self, tmp_path):
         plain(tmp_path / "train.parquet")
         plain(tmp_path / "test.parquet", names=("dog", "cat"))

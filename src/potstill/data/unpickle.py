@@ -21,6 +21,9 @@ __all__ = ["read_pickle"]
 PLAIN = re.compile(r"b1|[iufc][1-9]\d?|S\d+|U\d+")  # numbers, truth values and text; no objects, no structures
 
 
+ORDERS = {"=": "=", "|": "=", "<": "<", ">": ">"}  # "|" is of types without an order
+
+
 class PlainType:
     """Stands for ``numpy.dtype`` in a pickle: a code such as ``u1``, then a state with the byte order."""
 
@@ -35,16 +38,18 @@ class PlainType:
         if any(one is not None for one in inner):  # a type inside the type, names, fields
             raise pickle.UnpicklingError("structured arrays are not read")
         self.order = as_text(order)
+        if self.order not in ORDERS:
+            raise pickle.UnpicklingError(f"there is no byte order {self.order!r}")
 
     def real(self) -> np.dtype:
         """The type in numpy."""
-        return np.dtype(self.code).newbyteorder("=" if self.order == "|" else self.order)
+        return np.dtype(ORDERS[self.order] + self.code)
 
 
 class PlainArray(np.ndarray):
     """An array whose state, in a pickle, may hold numbers and text only."""
 
-    def __setstate__(self, state: Sequence[Any]) -> None:  # type: ignore[override]
+    def __setstate__(self, state: Sequence[Any]) -> None:
         shape, kind, columns_first, raw = state[-4:]  # before them a version, which Python 2 could leave out
         if not isinstance(kind, PlainType) or not isinstance(raw, bytes | bytearray):
             raise pickle.UnpicklingError("the array's content is not plain bytes")
