@@ -35,7 +35,8 @@ def build_network(
 
     Args:
         model: ``timm/NAME``, ``cifar/NAME`` (the CIFAR zoo), ``torchvision/NAME``, ``package.module:factory``, or a
-            plain ``NAME`` of timm or the zoo; None takes the name from the run's folder in ``weights``.
+            plain ``NAME`` of timm or the zoo; None takes the name from the run's folder in ``weights``,
+            unless that is a factory: only the caller may choose which code runs.
         classes: the number of logits; 0 for a network without a classifier; None for what the weights, or else the
             model, have.
         weights: a file (:func:`potstill.networks.weights.read_weights`) or a run's folder. A run's folder also gives
@@ -90,7 +91,12 @@ def build_network(
 
 
 def check_against(card: NetworkCard, model: str | None, args: Mapping[str, Any] | None, classes: int | None) -> None:
-    """What is asked for must be what the run's folder holds."""
+    """What is asked for must be what the run's folder holds, and code that is run must be asked for."""
+    if model is None and ":" in card.model:
+        raise NetworkError(
+            f"the run's folder in weights holds a network made by {card.model!r}, and a file may not choose by itself "
+            f"which code runs; if you trust that factory, name it as the model: {card.model}"
+        )
     asked = {"model": (model, card.model), "args": (args or None, card.args), "classes": (classes, card.num_classes)}
     for name, (wanted, held) in asked.items():
         if wanted is not None and wanted != held:

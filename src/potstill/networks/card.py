@@ -29,6 +29,7 @@ class NetworkCard:
         args: the model's own keyword arguments.
         classes: the names of the classes, in the order of the logits; None where they have none.
         taps: where its features are read; None for the model's own stages.
+        load: a line of Python that builds the network and loads its weights without Potstill; None where it is unsaid.
 
     Raises:
         NetworkError: a value of the wrong type or length.
@@ -42,6 +43,7 @@ class NetworkCard:
     args: dict[str, Any] = field(default_factory=dict)
     classes: tuple[str, ...] | None = None
     taps: Taps | None = None
+    load: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("mean", "std", "input_size", "classes"):
@@ -69,6 +71,7 @@ class NetworkCard:
                 f"null or the names of all {self.num_classes} classes",
             ),
             "taps": (self.taps is None or isinstance(self.taps, Taps), "null or layers by name"),
+            "load": (self.load is None or isinstance(self.load, str), "null or a line of Python"),
         }
         for name, (holds, expected) in rules.items():
             if not holds:
