@@ -212,6 +212,7 @@ def test_in_one_graph(name: str, dtype: torch.dtype, compiler: None):
     (check_pefd if name in PEFD_CASES else check_kd)(name, dtype, "aot_eager")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "dtype"), GENERATED, ids=[name for name, _ in GENERATED])
 def test_in_generated_code(name: str, dtype: torch.dtype, compiler: None):
     """The default backend as well, which writes kernels and compiles them."""

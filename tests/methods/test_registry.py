@@ -31,7 +31,7 @@ class Pull(Method):
         return student.embedding.pow(self.power).mean()
 
 class Any(Pull):
-    def __init__(self, setting, **rest):
+    def __init__(self, setting, *, size: int = 1, **rest):
         super().__init__(setting, power=2)
         self.rest = rest
 
@@ -150,6 +150,9 @@ def test_a_class_of_the_users_own(users):
 
 def test_a_class_that_takes_anything(users):
     assert build_method("users_losses:Any", SETTING, a=1, b="x").rest == {"a": 1, "b": "x"}
+    assert check_hyper("users_losses:Any", {"size": "big", "a": 1}) == [
+        "size of users_losses:Any is 'big'; expected a whole number."
+    ]
 
 
 def test_annotations_that_only_a_type_checker_resolves_are_taken_on_trust(users):

@@ -126,13 +126,11 @@ def check_hyper(name: str, hyper: Mapping[str, Any]) -> list[str]:
 
 def _problems(cls: type[Method], name: str, hyper: Mapping[str, Any]) -> list[str]:
     parameters = _parameters(cls)
-    if _takes_any(cls):
-        return []
     choices = ", ".join(f"{key}={_shown(p.default)}" for key, p in parameters.items()) or "none"
     found = [
         f"{name} has no hyper-parameter {key!r}.{nearest(str(key), parameters)} It takes {choices}."
         for key in hyper
-        if key not in parameters
+        if key not in parameters and not _takes_any(cls)
     ]
     found += [
         f"{name} needs the hyper-parameter {key!r}: {describe(p.annotation)}."
