@@ -28,7 +28,8 @@ def potstill(arguments: list[str], sabotage: Callable[[], None] | None = None) -
     """What a child process runs: the command itself."""
     torch.set_num_threads(1)
     os.setsid()
-    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - for the life of the process
+    log = Path(arguments[-1].removeprefix("run=")).with_suffix(".log")
+    sys.stdout = sys.stderr = open(log, "a")  # noqa: SIM115 - for the life of the process
     if sabotage is not None:
         sabotage()
     sys.argv = ["potstill", *arguments]
@@ -46,7 +47,7 @@ def start(arguments: list[str], sabotage: Callable[[], None] | None = None) -> m
 def finish(arguments: list[str]) -> None:
     process = start(arguments)
     process.join(120)
-    assert process.exitcode == 0
+    assert process.exitcode == 0, Path(arguments[-1].removeprefix("run=")).with_suffix(".log").read_text()
 
 
 def die_half_way_through_a_checkpoint() -> None:
@@ -128,7 +129,7 @@ def test_killed_at_random_moments_it_ends_byte_for_byte_the_same(undisturbed: Pa
 
 
 def test_sigterm_saves_and_says_how_to_go_on(undisturbed: Path, tmp_path: Path) -> None:
-    arguments = ["distill", *RECIPE, "log.every=1", f"teacher.weights={undisturbed / 'teacher'}", f"run={tmp_path / 'run'}"]
+    arguments = ["distill", *RECIPE, f"teacher.weights={undisturbed / 'teacher'}", f"run={tmp_path / 'run'}"]
     process = start(arguments)
     deadline = time.monotonic() + 60
     while lines(tmp_path / "run" / "steps.jsonl") < 6 and time.monotonic() < deadline:
@@ -140,7 +141,7 @@ def test_sigterm_saves_and_says_how_to_go_on(undisturbed: Path, tmp_path: Path) 
     reached = lines(tmp_path / "run" / "steps.jsonl")
     newest = max(int(p.stem.removeprefix("step-")) for p in (tmp_path / "run" / "checkpoints").iterdir())
     assert newest == reached  # the very last step is saved, not the last regular checkpoint
-    finish([*arguments, "--resume"])
+    finish(["distill", "--resume", *arguments[1:]])
     assert (tmp_path / "run" / "student.safetensors").read_bytes() == (
         undisturbed / "run" / "student.safetensors"
     ).read_bytes()

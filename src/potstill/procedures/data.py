@@ -104,12 +104,8 @@ def prepare_data(recipe: Recipe, split: Split, processes: Processes) -> Data:
     config, train, val = recipe.data, split.train, split.val
     size = config.size or _MIXED_SIZES
     mean, std = config.mean or train.statistics.mean, config.std or train.statistics.std
-    if config.mixup or config.cutmix:
-        if train.labels is None:
-            raise DataError("data.mixup and data.cutmix mix labels, and these images have none; set both to 0.")
-        mixing = Mixing(config.mixup, config.cutmix, classes=len(train.classes), seed=recipe.seed)
-    else:
-        mixing = None
+    mixes = config.mixup or config.cutmix
+    mixing = Mixing(max(1, len(train.classes)), config.mixup, config.cutmix, seed=recipe.seed) if mixes else None
     augmentation = Augmentation(
         size=size, crop=config.crop, padding=config.padding, scale=config.scale, ratio=config.ratio,
         flip=bool(config.flip), seed=recipe.seed,
