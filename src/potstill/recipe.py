@@ -1,5 +1,7 @@
 """Recipe files: YAML and ``key=value`` overrides to a checked :class:`Recipe`, every mistake reported at once."""
 
+import copy
+import re
 from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import Any, get_args
@@ -10,12 +12,13 @@ from pydantic import BaseModel, ValidationError
 from potstill.config import Recipe
 from potstill.errors import RecipeError, nearest
 from potstill.methods import check_hyper
+from potstill.methods.objective import PEFD_OBJECTIVE
 
 __all__ = ["dump_recipe", "load_recipe", "parse_recipe"]
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, but a key given twice is an error rather than the last one winning."""
+    """PyYAML's safe loader, but a key given twice is an error rather than the last one winning, and 1e-3 is a number."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -25,6 +28,10 @@ class _Loader(yaml.SafeLoader):
                 None, None, f"the key {', '.join(twice)} is given twice", node.start_mark
             )
         return super().construct_mapping(node, deep)
+
+
+# YAML 1.1, which PyYAML reads, wants 1.0e-3; everybody writes 1e-3, and means the number.
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789"))
 
 
 def load_recipe(path: str | Path | None = None, overrides: Iterable[str] = (), **defaults: Any) -> Recipe:
@@ -42,9 +49,14 @@ def load_recipe(path: str | Path | None = None, overrides: Iterable[str] = (), *
     Example:
         >>> load_recipe(None, ["epochs=30", "objective={ce: 1, pefd: 25}"]).epochs
         30
+        >>> load_recipe(None, ["teacher.weights=runs/large", "objective.pefd.projectors=1"]).objective
+        {'ce': 1.0, 'pefd': {'weight': 25.0, 'projectors': 1}}
     """
     raw = _read(Path(path)) if path is not None else {}
-    for override in overrides:
+    # What an objective starts from depends on the teacher, so its overrides come last.
+    for override in sorted(overrides, key=lambda text: text.startswith("objective.")):
+        if override.startswith("objective.") and not raw.get("objective"):
+            raw["objective"] = copy.deepcopy(PEFD_OBJECTIVE) if raw.get("teacher") else {"ce": 1.0}
         _lay_over(raw, override)
     return parse_recipe({**defaults, **raw}, where=str(path) if path is not None else "the command line")
 
