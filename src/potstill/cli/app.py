@@ -43,7 +43,9 @@ def _print_version(value: bool) -> None:
 
 @app.callback()
 def _frame(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True, callback=_print_version)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", is_eager=True, callback=_print_version)
+    ] = False,
 ) -> None:
     """Turn a large vision network into a small one by knowledge distillation, and see how well it worked."""
 

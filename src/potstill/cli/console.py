@@ -36,14 +36,20 @@ def is_main_process() -> bool:
 
 
 class _Plain(logging.Handler):
-    """A log record as its sentence; warnings are marked as such."""
+    """A log record as its sentence, each sentence once; warnings are marked as such."""
 
     def __init__(self, console: Console) -> None:
         super().__init__()
         self.console = console
+        # Teacher, control and student of one command share their data, and so what there is to say of them.
+        self._said: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = Text(record.getMessage())
+        sentence = record.getMessage()
+        if sentence in self._said:
+            return
+        self._said.add(sentence)
+        text = Text(sentence)
         if record.levelno >= logging.WARNING:
             text = Text("warning: ", style="bold yellow") + text
         self.console.print(text, soft_wrap=True)

@@ -41,8 +41,8 @@ class Commands(TyperGroup):
             if not _out_of_memory(error):
                 raise
             say_error(
-                f"The device's memory is full ({str(error).splitlines()[0]}). Take a smaller batch_size, or the same in "
-                "micro-batches with accumulate=2, or precision=bf16."
+                f"The device's memory is full ({str(error).splitlines()[0]}). Take a smaller batch_size, or the same "
+                "in micro-batches with accumulate=2, or precision=bf16."
             )
             raise typer.Exit(MISTAKE) from None
 

@@ -2,6 +2,7 @@
 
 import inspect
 import json as json_module
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from potstill.cli.arguments import Arguments, Json, overridden, read_recipe, split_arguments
+from potstill.cli.arguments import Arguments, Json, read_recipe
 from potstill.cli.console import open_console
 from potstill.cli.output import only_json, print_json
 from potstill.cli.tables import plain_table
@@ -61,17 +62,17 @@ def models(
     names = list_models(pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*")
     if not names:
         raise NetworkError(f"No network's name matches {pattern!r}.{nearest(pattern, list_models())}")
-    found = [{"name": name, "parameters": _parameters(name) if name.startswith("cifar/") else None} for name in names]
+    counts = {name: _parameters(name) if name.startswith("cifar/") else None for name in names}
     if json:
-        print_json(found)
+        print_json([{"name": name, "parameters": count} for name, count in counts.items()])
         return
     console = open_console()
-    zoo = [(row["name"], f"{row['parameters']:,}") for row in found if row["parameters"] is not None]
+    zoo = [(name, f"{count:,}") for name, count in counts.items() if count is not None]
     if zoo:
         console.print(plain_table(["the CIFAR zoo", ">parameters (100 classes)"], zoo))
-    for row in found:
-        if row["parameters"] is None:
-            console.print(row["name"])
+    for name, count in counts.items():
+        if count is None:
+            console.print(name)
 
 
 def taps(arguments: Arguments = None, json: Json = False) -> None:
@@ -106,8 +107,8 @@ def taps(arguments: Arguments = None, json: Json = False) -> None:
         title = f"{name}: {named[name].model or named[name].weights}"
         console.print(plain_table(["layer", "kind", ">channels", ">stride", ">size", "tapped"], cells, title))
     if pairs:
-        cells = [(pair.student.name, pair.teacher.name, str(pair.student.stride), pair.note) for pair in pairs]
-        console.print(plain_table(["student", "teacher", ">stride", ""], cells, "pairs of one stride"))
+        proposed = [(pair.student.name, pair.teacher.name, str(pair.student.stride), pair.note) for pair in pairs]
+        console.print(plain_table(["student", "teacher", ">stride", ""], proposed, "pairs of one stride"))
     elif len(networks) == 2:
         console.print("No two maps of the networks have one stride, so there are no pairs to propose.")
 
@@ -165,7 +166,8 @@ def _documentation(name: str, cls: type[Any]) -> str:
     loss = getattr(sys.modules[cls.__module__], name, None)
     texts = [inspect.getdoc(cls), inspect.getdoc(loss) if inspect.isfunction(loss) else None]
     heads = [f"{name}: {cls.__module__}.{cls.__name__}", f"{cls.__module__}.{name}"]
-    return "\n\n".join(f"{head}\n\n{text}" for head, text in zip(heads, texts, strict=True) if text)
+    whole = "\n\n".join(f"{head}\n\n{text}" for head, text in zip(heads, texts, strict=True) if text)
+    return re.sub(r":\w+:`~?(?:\w+\.)*(\w+)`", r"\1", whole)  # :class:`~potstill.projectors.ProjectorEnsemble`
 
 
 def _default(value: Any) -> str:

@@ -42,8 +42,8 @@ def train(arguments: Arguments = None, json: Json = False, resume: Resume = Fals
 def distill(arguments: Arguments = None, json: Json = False, resume: Resume = False) -> None:
     """Train a small network (the student) with the help of a large, trained one (the teacher).
 
-    With [cyan]control=true[/cyan] the same student is first trained without the teacher, so that the table at the end shows what the
-    teacher brought. An interrupted run goes on by itself when the same command is given again.
+    With [cyan]control=true[/cyan] the same student is first trained without the teacher, so that the table at the end
+    shows what the teacher brought. An interrupted run goes on by itself when the same command is given again.
     """
     recipe = read_recipe(arguments)
     if recipe.teacher is None:
@@ -67,19 +67,20 @@ def demo(
     """
     path, overrides = split_arguments(arguments)
     if path is not None:
-        raise RecipeError(f"`potstill demo` brings its own recipe; {path!r} is no key=value. Use `potstill distill {path}`.")
+        raise RecipeError(
+            f"`potstill demo` brings its own recipe; {path!r} is no key=value. Use `potstill distill {path}`."
+        )
 
-    def work(console: Any) -> "Outcome":
+    with only_json(json):
+        console = open_console(json)
         from potstill.procedures.demo import clear_demo, demo_recipe, run_demo
 
         recipe = demo_recipe(run, overrides)
         if fresh and is_main_process():
             clear_demo(run)
-        console.print("Teacher, control and student on 8 x 8 pixel digits: 1,438 to learn from, 359 to be judged by.")
-        return _joined(recipe, console, lambda *given: run_demo(recipe, run, *given))
-
-    with only_json(json):
-        outcome = work(open_console(json))
+        outcome = _joined(
+            recipe, console, lambda processes, interrupt, make: run_demo(recipe, run, processes, interrupt, make)
+        )
     _show(outcome, json)
 
 
@@ -88,7 +89,10 @@ def _run(recipe: "Recipe", json: bool, resume: bool) -> "Outcome":
         console = open_console(json)
         from potstill.procedures.run import distill as run_recipe
 
-        return _joined(recipe, console, lambda *given: run_recipe(recipe, *given, must_resume=resume))
+        return _joined(
+            recipe, console,
+            lambda processes, interrupt, make: run_recipe(recipe, processes, interrupt, make, must_resume=resume),
+        )  # fmt: skip
 
 
 def _joined(recipe: "Recipe", console: Any, work: Any) -> "Outcome":

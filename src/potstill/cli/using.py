@@ -1,11 +1,12 @@
 """The commands that use a finished student: evaluate, export."""
 
+import json as json_module
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from potstill.cli.arguments import Arguments, Json, overridden, read_recipe, split_arguments
+from potstill.cli.arguments import Json, overridden, read_recipe, split_arguments
 from potstill.cli.console import is_main_process, open_console
 from potstill.cli.output import only_json, print_json
 from potstill.cli.tables import plain_table
@@ -17,7 +18,9 @@ __all__ = ["evaluate", "export"]
 def evaluate(
     arguments: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[RUN] [KEY=VALUE]...", help="A run's folder, and values laid over its recipe.", show_default=False),
+        typer.Argument(
+            metavar="[RUN] [KEY=VALUE]...", help="A run's folder, and values laid over its recipe.", show_default=False
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -48,23 +51,47 @@ def _judged(arguments: list[str] | None) -> Any:
         return read_recipe(arguments)
     if not (Path(run) / "recipe.yaml").is_file():
         raise RunError(f"{run} is no run's folder: it has no recipe.yaml. Give the folder that a run ended with.")
-    if not (Path(run) / "student.json").is_file():
-        raise RunError(f"The run in {run} is not finished: it has no student yet. Give its command again to go on.")
     if overridden(overrides, "data.path"):
         # What the run's recipe says of its own data's layout does not hold for others; nor is a part of them unseen.
         fresh = {"source": "auto", "image_column": "null", "label_column": "null", "val_fraction": "0"}
         overrides = [*(f"data.{key}={value}" for key, value in fresh.items()), *overrides]
-    return read_recipe([run, *overrides, "student={}", f"student.weights={run}", "teacher=null"])
+    weights = json_module.dumps(run)  # quoted, so that YAML leaves a folder named 2026 a text
+    return read_recipe([run, "student={}", "teacher=null", *overrides, f"student.weights={weights}"])
 
 
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run's folder.", show_default=False)],
     format: Annotated[
         list[str] | None,
-        typer.Option("--format", "-f", help="safetensors, onnx or torch; once for each. All, where none is named."),
+        typer.Option(
+            "--format", "-f", help="safetensors, onnx or torch; once for each. All, where none is named.",
+            show_default=False,
+        ),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to write; RUN/export by default.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Where to write; RUN/export by default.", show_default=False)
+    ] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="onnx and torch take pixels in 0..1 and normalise them themselves.")
+    ] = False,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="For a student of your own code: its package.module:factory.", show_default=False),
+    ] = None,
     json: Json = False,
-) -> None:
+) -> None:  # fmt: skip
     """Write the student alone, as files that need no Potstill, each checked against the student's own outputs."""
-    raise RunError(f"{run} {format} {out} {json}")
+    with only_json(json):
+        console = open_console(json)
+        from potstill.export import FORMATS
+        from potstill.export import export as export_student
+
+        files = export_student(run, format or tuple(FORMATS), out, raw=raw, model=model)
+    if json:
+        print_json(
+            [{"path": str(one.path), "format": one.format, "max_difference": one.max_difference} for one in files]
+        )
+        return
+    cells = [(str(one.path), one.format, f"{one.path.stat().st_size:,}", f"{one.max_difference:.1e}") for one in files]
+    console.print(plain_table(["file", "format", ">bytes", ">largest difference"], cells))
+    console.print("Each file was read back and run: its logits are the student's, up to that part of the largest one.")

@@ -3,10 +3,9 @@
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 from potstill.config import NetworkConfig, Recipe
-from potstill.errors import RunError
+from potstill.errors import RecipeError, RunError
 from potstill.procedures.run import Outcome, distill
 from potstill.recipe import load_recipe
 from potstill.training.distributed import Processes
@@ -16,15 +15,14 @@ from potstill.training.reporting import Reporter
 
 __all__ = ["clear_demo", "demo_recipe", "run_demo"]
 
-_DEFAULTS: dict[str, Any] = {
-    "data": {"source": "digits"},
-    "student": {"model": "resnet8"},
-    "teacher": {"model": "wrn_16_2"},
-    "epochs": 12,
-    "batch_size": 64,
-    "schedule": {"name": "onecycle"},
-    "control": True,
-}
+_RECIPE = (
+    "data.source=digits",
+    "student.model=resnet8",
+    "teacher.model=wrn_16_2",
+    "epochs=12",
+    "schedule.name=onecycle",
+    "control=true",
+)
 
 _PARTS = ("teacher", "student")
 
@@ -33,10 +31,15 @@ def demo_recipe(folder: Path, overrides: Iterable[str] = ()) -> Recipe:
     """The student's recipe, PEFD's own objective with a control; the teacher is the run beside it.
 
     Raises:
-        RecipeError: for overrides that no recipe knows.
+        RecipeError: for overrides that no recipe knows, or that mean another teacher or folder.
     """
-    recipe = load_recipe(None, overrides, **_DEFAULTS)
-    teacher = recipe.teacher.model_copy(update={"weights": str(folder / "teacher")}) if recipe.teacher else None
+    recipe = load_recipe(None, [*_RECIPE, *overrides])
+    teacher = recipe.teacher
+    if teacher is None or teacher.weights is not None or teacher.pretrained:
+        raise RecipeError("The demo trains its own teacher; use `potstill distill` to learn from another one.")
+    if recipe.run is not None:
+        raise RecipeError("The demo makes several runs in one folder: give it as --run FOLDER, not as run=.")
+    teacher = teacher.model_copy(update={"weights": str(folder / "teacher")})
     return recipe.model_copy(update={"teacher": teacher, "run": str(folder / "student")})
 
 
@@ -59,9 +62,11 @@ def run_demo(
     Raises:
         PotstillError: as :func:`potstill.procedures.run.distill`.
     """
+    if recipe.teacher is None:
+        raise RecipeError("This recipe names no teacher to train; make it with demo_recipe.")
     teacher = recipe.model_copy(
         update={
-            "student": NetworkConfig(model=recipe.teacher.model if recipe.teacher else None),
+            "student": NetworkConfig(model=recipe.teacher.model, args=recipe.teacher.args),
             "teacher": None,
             "control": False,
             "objective": {"ce": 1.0},

@@ -9,6 +9,7 @@ from potstill.config import Recipe
 from potstill.data.source import Source
 from potstill.errors import DataError, RecipeError, nearest
 from potstill.networks.build import build_network, read_card
+from potstill.networks.ship import load_student
 from potstill.networks.tap import Tapped, Taps
 from potstill.procedures.data import evaluation_loader, open_split, resolve_data
 from potstill.procedures.networks import DTYPES
@@ -53,20 +54,30 @@ def evaluate_network(recipe: Recipe, processes: Processes) -> Evaluation:
     config = recipe.student
     if config.weights is None and not config.pretrained:
         raise RecipeError("There is nothing to judge: name a run's folder, or student.model and student.weights.")
+    network = _network(recipe)
     split = open_split(recipe.data)
     source = split.val if split.val is not None else split.train
-    note = split.note if split.val is not None else f"There is no validation split: all {len(source)} images are judged."
-    taps = Taps(**config.taps.model_dump()) if config.taps else None
-    network = build_network(
-        config.model, classes=None, weights=config.weights, pretrained=config.pretrained, args=dict(config.args),
-        taps=taps, input_size=(3, recipe.data.size, recipe.data.size) if recipe.data.size else None,
-    )  # fmt: skip
+    note = (
+        split.note if split.val is not None else f"There is no validation split: all {len(source)} images are judged."
+    )
     _match_classes(source, network, _class_names(config.weights))
     data = resolve_data(recipe.data.model_copy(update=_own_input(recipe, network)), source)
     loader = evaluation_loader(recipe.model_copy(update={"data": data}), source, processes)
     autocast = DTYPES[recipe.precision] if recipe.precision != "fp32" else None
     accuracies = evaluate(network.to(processes.device), loader.epoch(0), processes, autocast=autocast)
     return Evaluation(len(source), source.name, note, accuracies)
+
+
+def _network(recipe: Recipe) -> Tapped:
+    config = recipe.student
+    if config.weights is not None and Path(config.weights).is_dir():
+        return load_student(config.weights, config.model)
+    taps = Taps(**config.taps.model_dump()) if config.taps else None
+    size = (3, recipe.data.size, recipe.data.size) if recipe.data.size else None
+    return build_network(
+        config.model, classes=None, weights=config.weights, pretrained=config.pretrained, args=dict(config.args),
+        taps=taps, input_size=size,
+    )  # fmt: skip
 
 
 def _own_input(recipe: Recipe, network: Tapped) -> dict[str, object]:
@@ -90,8 +101,8 @@ def _match_classes(source: Source, network: Tapped, names: tuple[str, ...] | Non
     if names is None:
         if len(source.classes) != network.spec.classes:
             raise DataError(
-                f"{source.name} has {len(source.classes)} classes and the network {network.spec.classes}, and the weights "
-                "do not say which is which. Give data with the network's classes, or a run's folder."
+                f"{source.name} has {len(source.classes)} classes and the network {network.spec.classes}, and the "
+                "weights do not say which is which. Give data with the network's classes, or a run's folder."
             )
         return
     unknown = [name for name in source.classes if name not in names]

@@ -102,8 +102,8 @@ class Bar(_Recorded):
         super().__init__(console, title, folder, batch_size)
         self._progress = Progress(
             TextColumn("{task.description}", markup=False), BarColumn(bar_width=None),
-            TextColumn("{task.fields[epoch]}"), TextColumn("{task.fields[loss]}"), TextColumn("{task.fields[accuracy]}"),
-            TextColumn("{task.fields[speed]}"), _TimeLeft(), console=console, expand=True,
+            *(TextColumn(f"{{task.fields[{name}]}}") for name in ("epoch", "loss", "accuracy", "speed")),
+            _TimeLeft(), console=console, expand=True,
         )  # fmt: skip
 
     def started(self, epoch: int, step: int, steps: int, epochs: int) -> None:
@@ -142,7 +142,7 @@ class Bar(_Recorded):
 
 
 class _TimeLeft(ProgressColumn):
-    """The time left at the mean pace since the run began or went on: evaluations and saves count, as they will again."""
+    """The time left at the pace since the run began or went on: evaluations and saves count, as they will again."""
 
     def render(self, task: Task) -> Text:
         done = task.completed - task.fields["began"]
@@ -153,7 +153,7 @@ class _TimeLeft(ProgressColumn):
 
 @contextmanager
 def progress_on(console: Console, batch_size: int, talks: bool = True) -> Iterator[Any]:
-    """The maker of reporters that a procedure asks for one a run; whatever ends the run, the terminal is left as it was.
+    """The maker of reporters that a procedure asks for, one a run; the terminal is left as it was, whatever ends it.
 
     Args:
         console: a bar where it is a terminal, lines elsewhere.

@@ -1,0 +1,193 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from potstill.config import Recipe
+
+
+def test_a_pipe_gets_plain_lines_and_a_table(potstill, tiny, tmp_path):
+    folder = tmp_path / "run"
+    result = potstill("train", *tiny, f"run={folder}")
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("The digits have no standard split: 179 train, 1618 validation images")
+    step = next(line for line in lines if "step 2/3" in line)
+    assert step.startswith("student  epoch 1/1  step 2/3  loss ")
+    assert step.endswith(" images/s")
+    assert any(line.startswith("student  epoch 1/1  done  loss ") and "top-1" in line for line in lines)
+    assert any(line.split()[:1] == ["student"] and "78,042" in line and "KiB" in line for line in lines)
+    assert f"Everything is in {folder}. Next: potstill export {folder}" in lines
+    assert "\x1b" not in result.stdout
+
+
+def test_the_run_leaves_its_rows(teacher_run):
+    rows = [json.loads(line) for line in (teacher_run / "steps.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["epoch"]) for row in rows] == [(2, 0)]
+    assert {"lr", "ce", "total", "steps_per_second"} <= set(rows[0])
+    assert (teacher_run / "metrics.csv").read_text().splitlines()[0].startswith("epoch,step,lr,ce,total,seconds,top1")
+    recipe = yaml.safe_load((teacher_run / "recipe.yaml").read_text())
+    assert recipe["objective"] == {"ce": 1.0}
+
+
+def test_distill_compares_with_the_control(potstill, tiny, teacher_run, tmp_path):
+    folder = tmp_path / "run"
+    arguments = [*tiny, f"teacher.weights={teacher_run}", "control=true", f"run={folder}"]
+    result = potstill("distill", *arguments)
+    assert result.exit_code == 0, result.output
+    assert [line.split()[0] for line in result.stdout.splitlines() if "KiB" in line] == [
+        "teacher",
+        "control",
+        "student",
+    ]
+    assert "than the control: the same network trained alone" in result.stdout
+    assert "pefd" in result.stdout
+
+    again = potstill("distill", *arguments, "--json")
+    shown = json.loads(again.stdout)
+    assert shown["folder"] == str(folder)
+    assert shown["difference"] == pytest.approx(shown["rows"]["student"]["top1"] - shown["rows"]["control"]["top1"])
+    assert "is finished; its result is shown again" in again.stderr
+
+
+def test_json_is_alone_on_stdout(potstill, tiny, tmp_path):
+    result = potstill("train", *tiny, f"run={tmp_path / 'run'}", "--json")
+    rows = json.loads(result.stdout)["rows"]
+    assert set(rows) == {"student"}
+    assert {"top1", "top5", "parameters", "macs", "latency_ms", "bytes"} <= set(rows["student"])
+    assert "student  epoch 1/1  done" in result.stderr
+
+
+def test_a_recipe_file_with_overrides(potstill, tiny, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("epochs: 9\nstudent: {model: resnet20}\nlog: {shares: 7}\n")
+    folder = tmp_path / "run"
+    assert potstill("train", str(path), *tiny, f"run={folder}").exit_code == 0
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    assert (recipe["epochs"], recipe["student"]["model"], recipe["log"]["shares"]) == (1, "resnet8", 7)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "messages"),
+    [
+        (
+            ["train", "epoch=2", "optimizer.nme=sgd", "batch_size=-1"],
+            ["3 mistakes", "Did you mean 'epochs'?", "Did you mean 'name'?", "batch_size is -1"],
+        ),
+        (["train", "student.model=resnet8", "teacher.model=resnet20"], ["use `potstill distill`"]),
+        (["distill", "student.model=resnet8"], ["the recipe names none", "use `potstill train`"]),
+        (["distill", "student.model=resnet8", "teacher.model=resnet20"], ["The teacher has no weights"]),
+        (["distill", "student.model=resnet8", "teacher.model=x", "objective={pfed: 25}"], ["Did you mean 'pefd'?"]),
+        (["train", "nothing.yaml"], ["There is no recipe file nothing.yaml."]),
+        (["train", "epochs=2", "recipe.yaml"], ["'recipe.yaml' is not of the form key=value"]),
+        (["train"], ["student.model is missing"]),
+        (["train", "student.model=resnet8y4"], ["resnet8y4"]),
+        (["train", "student.model=resnet8", "data.path=nowhere"], ["There is no nowhere"]),
+        (["train", "student.model=resnet8", "device=cuda:77"], ["device=cuda:77"]),
+        (["train", "student.model=resnet8", "run=no-run", "--resume"], ["There is no run to go on with in no-run"]),
+        (["demo", "recipe.yaml"], ["brings its own recipe"]),
+        (["demo", "teacher.weights=x"], ["trains its own teacher"]),
+        (["demo", "run=x"], ["--run FOLDER"]),
+    ],
+)
+def test_mistakes_are_said_and_nothing_is_written(potstill, tmp_path, monkeypatch, arguments, messages):
+    monkeypatch.chdir(tmp_path)
+    result = potstill(*arguments)
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith("error: ")
+    assert all(message in result.stderr for message in messages), result.stderr
+    assert len(result.stderr.splitlines()) == (4 if "3 mistakes" in messages else 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_recipe_in_the_folder_is_refused(potstill, tiny, teacher_run):
+    result = potstill("train", *tiny, f"run={teacher_run}", "optimizer.lr=0.2")
+    assert result.exit_code == 2
+    assert f"error: {teacher_run} belongs to another recipe: optimizer.lr was 0.05, now 0.2." in result.stderr
+
+
+def test_an_error_of_ours_keeps_its_traceback(potstill, monkeypatch):
+    def broken(*given: object, **values: object) -> Recipe:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("potstill.recipe.load_recipe", broken)
+    result = potstill("train", "epochs=1")
+    assert result.exit_code == 1
+    assert isinstance(result.exception, ZeroDivisionError)
+
+
+def test_an_interrupt_from_the_keyboard_is_130(potstill, monkeypatch):
+    def interrupted(*given: object, **values: object) -> Recipe:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("potstill.recipe.load_recipe", interrupted)
+    result = potstill("train", "epochs=1")
+    assert result.exit_code == 130
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_says_how_to_go_on(tmp_path, sent, code):
+    folder = tmp_path / "run"
+    command = [
+        sys.executable, "-m", "potstill", "train", "student.model=resnet8", "epochs=500", "data.val_fraction=0.9",
+        "log.every=1", f"run={folder}", "device=cpu",
+    ]  # fmt: skip
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    ) as process:
+        deadline = time.monotonic() + 90
+        while not (folder / "steps.jsonl").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(sent)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert errors.startswith(f"Stopped by {sent.name} after step ")
+    assert errors.rstrip().endswith("The same command goes on from there.")
+    assert "Traceback" not in errors
+    assert list((folder / "checkpoints").glob("step-*.pt"))
+
+
+def test_whoever_stops_reading_gets_silence():
+    """``potstill models | head``: the reader goes while there is much more to say."""
+    command = f"{sys.executable} -m potstill models; echo code $? >&2"
+    with subprocess.Popen(
+        ["bash", "-c", f"( {command} ) | head -n 2"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        out, errors = process.communicate(timeout=90)
+    assert len(out.splitlines()) == 2
+    assert errors.strip().startswith("code ")
+    assert len(errors.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_the_demo_trains_three_networks_and_shows_them_again(potstill, tmp_path):
+    folder = tmp_path / "demo"
+    quick = ["epochs=1", "data.val_fraction=0.9", "device=cpu", "--run", str(folder)]
+    result = potstill("demo", *quick)
+    assert result.exit_code == 0, result.output
+    titles = [line.split()[0] for line in result.stdout.splitlines() if "epoch 1/1  done" in line]
+    assert titles == ["teacher", "control", "student"]
+    assert (folder / "student" / "control" / "student.safetensors").exists()
+
+    again = potstill("demo", *quick, "--json")
+    assert set(json.loads(again.stdout)["rows"]) == {"teacher", "control", "student"}
+    assert "epoch 1/1" not in again.output
+
+    fresh = potstill("demo", *quick, "--fresh")
+    assert "epoch 1/1  done" in fresh.stdout
+
+
+def test_the_demo_deletes_nothing_that_is_not_its_own(potstill, tmp_path):
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student" / "thesis.txt").write_text("mine")
+    result = potstill("demo", "--fresh", "--run", str(tmp_path))
+    assert result.exit_code == 2
+    assert "holds no run, so it is not deleted" in result.stderr
+    assert (tmp_path / "student" / "thesis.txt").read_text() == "mine"
