@@ -55,7 +55,11 @@ def test_a_key_given_twice_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("[1, 2]", "holds a list; expected `key: value` lines"), ("a: [", "is no valid YAML"), ("!!python/object/apply:os.getcwd []", "is no valid YAML")],
+    [
+        ("[1, 2]", "holds a list; expected `key: value` lines"),
+        ("a: [", "is no valid YAML"),
+        ("!!python/object/apply:os.getcwd []", "is no valid YAML"),
+    ],
 )  # fmt: skip
 def test_files_that_are_no_recipes(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
@@ -63,7 +67,7 @@ def test_files_that_are_no_recipes(tmp_path: Path, text: str, message: str) -> N
 
 
 def test_a_file_that_is_not_there() -> None:
-    with pytest.raises(RecipeError, match="There is no recipe file nowhere.yaml"):
+    with pytest.raises(RecipeError, match=r"There is no recipe file nowhere\.yaml"):
         load_recipe("nowhere.yaml")
 
 

@@ -31,7 +31,8 @@ class DataConfig(_Section):
     )
     path: str | None = Field(None, description="a folder of images by class, a CIFAR folder, a Parquet file or shards")
     val_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] | None = Field(
-        None, description="part kept for validation where the data have no split; none: 0.1 (0.2 of the digits); 0: nothing"
+        None,
+        description="part kept for validation where the data have no split; none: 0.1 (0.2 of the digits); 0: nothing",
     )
     split_seed: int = Field(0, description="seed of that split; apart from the run's seed, so that seeds share a split")
     image_column: str | None = Field(None, description="Parquet: the image column; found by itself where it is one")
@@ -47,7 +48,9 @@ class DataConfig(_Section):
     ratio: tuple[float, float] = Field((3 / 4, 4 / 3), description="range of the aspect ratio, for crop=resized")
     flip: bool | None = Field(None, description="random horizontal flip; none: yes, except for the digits")
     mixup: Annotated[float, Field(ge=0.0)] = Field(0.0, description="alpha of mixup; 0: off")
-    cutmix: Annotated[float, Field(ge=0.0)] = Field(0.0, description="alpha of CutMix; 0: off; with mixup: a coin a batch")
+    cutmix: Annotated[float, Field(ge=0.0)] = Field(
+        0.0, description="alpha of CutMix; 0: off; with mixup: a coin a batch"
+    )
     mean: Triple | None = Field(None, description="mean of the channels, in 0..1; none: the data's own")
     std: Triple | None = Field(None, description="standard deviation of the channels; none: the data's own")
     loader: Literal["auto", "resident", "streaming"] = Field(
@@ -62,7 +65,9 @@ class DataConfig(_Section):
 class TapsConfig(_Section):
     """Which layers of a network that is not timm's a method reads (see `potstill taps`)."""
 
-    classifier: str | None = Field(None, description="the layer whose input is the embedding; none: the last linear one")
+    classifier: str | None = Field(
+        None, description="the layer whose input is the embedding; none: the last linear one"
+    )
     embedding: str | None = Field(None, description="instead: the layer whose output is the embedding")
     maps: tuple[str, ...] = Field((), description="layers at the ends of the stages, stem first")
 
@@ -92,12 +97,16 @@ class OptimizerConfig(_Section):
     """One optimiser over the student and the objective's own modules (projectors)."""
 
     name: Literal["sgd", "adamw"] = "sgd"
-    lr: Annotated[float, Field(gt=0.0)] = Field(0.05, description="peak learning rate; 0.01 for MobileNet and ShuffleNet")
+    lr: Annotated[float, Field(gt=0.0)] = Field(
+        0.05, description="peak learning rate; 0.01 for MobileNet and ShuffleNet"
+    )
     momentum: Fraction = Field(0.9, description="sgd only")
     nesterov: bool = Field(False, description="sgd only")
     betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="adamw only")
     weight_decay: Annotated[float, Field(ge=0.0)] = Field(5e-4, description="of all parameters, projectors among them")
-    decay_norm_and_bias: bool = Field(True, description="false: no decay of batch norms and biases (parameters of one axis)")
+    decay_norm_and_bias: bool = Field(
+        True, description="false: no decay of batch norms and biases (parameters of one axis)"
+    )
 
 
 class ScheduleConfig(_Section):
@@ -107,7 +116,9 @@ class ScheduleConfig(_Section):
     drops: tuple[Fraction, ...] = Field(
         (0.625, 0.75, 0.875), description="step: where the rate drops (epochs 150, 180 and 210 of 240)"
     )
-    factor: Annotated[float, Field(gt=0.0, le=1.0)] = Field(0.1, description="step: what a drop multiplies the rate with")
+    factor: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        0.1, description="step: what a drop multiplies the rate with"
+    )
     warmup: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         0.0, description="part of the run with a linear rise from 0; onecycle: 0 means 0.3"
     )

@@ -31,7 +31,9 @@ class _Loader(yaml.SafeLoader):
 
 
 # YAML 1.1, which PyYAML reads, wants 1.0e-3; everybody writes 1e-3, and means the number.
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 
 
 def load_recipe(path: str | Path | None = None, overrides: Iterable[str] = (), **defaults: Any) -> Recipe:
@@ -74,8 +76,10 @@ def parse_recipe(raw: dict[str, Any], where: str = "the recipe") -> Recipe:
         hyper = {k: v for k, v in value.items() if k != "weight"} if isinstance(value, dict) else {}
         problems += [f"objective.{name}: {problem}" for problem in check_hyper(str(name), hyper)]
     if problems or recipe is None:
-        count = "1 mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
-        raise RecipeError("\n".join([f"{count} in {where}:", *(f"  {problem}" for problem in dict.fromkeys(problems))]))
+        problems = list(dict.fromkeys(problems))
+        if len(problems) == 1:
+            raise RecipeError(f"1 mistake in {where}: {problems[0]}")
+        raise RecipeError("\n  ".join([f"{len(problems)} mistakes in {where}:", *problems]))
     return recipe
 
 

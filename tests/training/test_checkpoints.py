@@ -54,7 +54,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write beyond the limit fails, as on a full disk
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
-        with pytest.raises(RunError, match="could not be written: .* What was there before is whole"):
+        with pytest.raises(RunError, match=r"could not be written: .* What was there before is whole"):
             Checkpoints(tmp_path).save(1, {"a": torch.zeros(100_000)})
         with pytest.raises(RunError, match="could not be written"):
             write_atomically(tmp_path / "metrics.csv", lambda part: part.write_bytes(b"x" * 10_000))

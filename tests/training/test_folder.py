@@ -9,7 +9,7 @@ from potstill.training.folder import RunFolder
 
 def test_one_process_owns_a_folder(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
-    with folder.owned(), pytest.raises(RunError, match="Another process is at work in .*run"), folder.owned():
+    with folder.owned(), pytest.raises(RunError, match=r"Another process is at work in .*run"), folder.owned():
         pass
     with folder.owned():  # free again
         pass
@@ -24,6 +24,13 @@ def test_steps_that_are_taken_again_are_forgotten(tmp_path: Path) -> None:
     folder.forget_steps_after(20)
     rows = [json.loads(line) for line in (tmp_path / "steps.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [10, 20]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full to play a full disk")
+def test_a_full_disk_is_said(tmp_path: Path) -> None:
+    (tmp_path / "steps.jsonl").symlink_to("/dev/full")
+    with pytest.raises(RunError, match="steps.jsonl could not be written: No space left on device"):
+        RunFolder(tmp_path).append_step({"step": 10})
 
 
 def test_metrics_hold_a_row_an_epoch(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -88,12 +88,12 @@ def die_after_the_rename() -> None:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nobody disturbs, and a teacher for it."""
     base = tmp_path_factory.mktemp("undisturbed")
     finish(["train", *RECIPE, "epochs=1", "accumulate=1", f"run={base / 'teacher'}"])
     finish(["distill", *RECIPE, f"teacher.weights={base / 'teacher'}", f"run={base / 'run'}"])
-    yield base
+    return base
 
 
 def test_killed_at_random_moments_it_ends_byte_for_byte_the_same(undisturbed: Path, tmp_path: Path) -> None:

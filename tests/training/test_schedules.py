@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -31,7 +32,7 @@ def test_warmup_rises_in_equal_steps_and_never_starts_at_zero() -> None:
     rates = [Schedule("constant", warmup=0.1)(step, 100) for step in range(12)]
     assert rates[0] == pytest.approx(1 / 11)
     assert rates[10:] == [1.0, 1.0]
-    rises = [b - a for a, b in zip(rates[:10], rates[1:11], strict=True)]
+    rises = [b - a for a, b in itertools.pairwise(rates[:11])]
     assert rises == pytest.approx([1 / 11] * 10)
 
 

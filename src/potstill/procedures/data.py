@@ -1,9 +1,8 @@
 """From a recipe's data section to the two loaders of a run."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
-
-import numpy as np
 
 from potstill.config import DataConfig, Recipe
 from potstill.data.materialise import Skipped, materialise
@@ -134,9 +133,7 @@ def prepare_data(recipe: Recipe, split: Split, processes: Processes) -> Data:
     )
 
 
-def evaluation_loader(
-    recipe: Recipe, source: Source, processes: Processes
-) -> ResidentLoader | StreamingLoader:
+def evaluation_loader(recipe: Recipe, source: Source, processes: Processes) -> ResidentLoader | StreamingLoader:
     """The loader that judges by a source alone, where nothing is trained; the recipe's data section is resolved."""
     return _loader(recipe, source, None, None, processes)[0]
 
@@ -148,7 +145,8 @@ def _loader(
     config, size = recipe.data, recipe.data.size or _MIXED_SIZES
     mean, std = config.mean or source.statistics.mean, config.std or source.statistics.std
     training = augmentation is not None
-    images, labels, missing = None, source.labels, []
+    images, labels = None, source.labels
+    missing: list[Skipped] = []
     if config.loader == "resident":
         images, kept, missing = materialise(source, size, on_error=config.on_error)
         labels = None if labels is None else labels[kept]
@@ -168,5 +166,12 @@ def _loader(
     view: View = augmentation or Evaluation(size, **({"resize": 1.0} if config.crop != "resized" else {}))
     return StreamingLoader(
         source, plan, view, mean, std, processes.device,
-        workers=config.workers, mixing=mixing, on_error=config.on_error,
+        workers=_workers(config.workers), mixing=mixing, on_error=config.on_error,
     ), missing  # fmt: skip
+
+
+def _workers(asked: int | None) -> int:
+    """One process a core that this process may use, up to eight: decoding saturates before that."""
+    return (
+        asked if asked is not None else min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+    )

@@ -60,7 +60,9 @@ def build_teacher(recipe: Recipe, data: Data, processes: Processes) -> Teacher |
             "The teacher has no weights: give teacher.weights=PATH (a run's folder, safetensors or a state dict), "
             "or teacher.pretrained=true. A teacher with random weights teaches nothing."
         )
-    network = _build(config, None, config.size or data.size)
+    # A run's folder and a library's own weights say what size they were trained at; a bare file does not.
+    own_size = config.pretrained or Path(str(config.weights)).is_dir()
+    network = _build(config, None, config.size or (None if own_size else data.size))
     mean, std, size = _statistics(config, network, data)
     precision = recipe.precision if config.precision == "auto" else config.precision
     return Teacher(
@@ -89,9 +91,9 @@ def build_objective(recipe: Recipe, student: Tapped, teacher: Teacher | None, da
     if teacher and objective.compares_logits and data.labelled and teacher.spec.classes != len(data.classes):
         names = " and ".join(objective.compares_logits)
         raise RecipeError(
-            f"The teacher has {teacher.spec.classes} classes and the data have {len(data.classes)}, but {names} compares "
-            "the two networks' logits class by class. Use a teacher trained on these classes, or an objective that "
-            "reads features only, such as {ce: 1, pefd: 25}."
+            f"The teacher has {teacher.spec.classes} classes and the data have {len(data.classes)}, but {names} "
+            "compares the two networks' logits class by class. Use a teacher trained on these classes, or an objective "
+            "that reads features only, such as {ce: 1, pefd: 25}."
         )
     return objective
 
@@ -111,18 +113,18 @@ def student_card(recipe: Recipe, student: Tapped, data: Data) -> NetworkCard:
     )  # fmt: skip
 
 
-def _build(config: NetworkConfig, classes: int | None, size: int) -> Tapped:
+def _build(config: NetworkConfig, classes: int | None, size: int | None) -> Tapped:
     taps = Taps(**config.taps.model_dump()) if config.taps else None
     return build_network(
         config.model, classes=classes, weights=config.weights, pretrained=config.pretrained,
-        args=dict(config.args), taps=taps, input_size=(3, size, size),
+        args=dict(config.args), taps=taps, input_size=(3, size, size) if size else None,
     )  # fmt: skip
 
 
 def _statistics(
     config: TeacherConfig, network: Tapped, data: Data
 ) -> tuple[tuple[float, ...], tuple[float, ...], int | None]:
-    """The teacher's own mean, deviation and input side: the recipe's, else those its weights came with, else the data's."""
+    """The teacher's mean, deviation and input side: the recipe's, else those its weights came with, else the data's."""
     size = config.size
     if network.normalisation is not None:  # from a run's folder, or from the library that the weights came from
         own_mean, own_std = network.normalisation
@@ -130,5 +132,8 @@ def _statistics(
     else:
         own_mean, own_std = data.mean, data.std
         if config.mean is None or config.std is None:
-            log.info("The teacher's weights bring no input mean and deviation; the data's are used (teacher.mean, teacher.std).")
+            log.info(
+                "The teacher's weights bring no input mean and deviation; the data's are used. "
+                "Set teacher.mean and teacher.std if it was trained with others."
+            )
     return config.mean or own_mean, config.std or own_std, size

@@ -2,17 +2,12 @@
 
 import contextlib
 import logging
-import platform
-import re
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from potstill.analysis.cost import measure_cost
 from potstill.config import Recipe
@@ -22,10 +17,15 @@ from potstill.networks.ship import ship_student
 from potstill.networks.tap import Tapped
 from potstill.networks.teacher import Teacher
 from potstill.procedures.data import Data, open_split, prepare_data, resolve_data
+from potstill.procedures.identity import must_be_the_same, recipe_with_head, run_name, versions
 from potstill.procedures.networks import (
-    DTYPES, build_objective, build_student, build_teacher, default_objective, student_card,
+    DTYPES,
+    build_objective,
+    build_student,
+    build_teacher,
+    default_objective,
+    student_card,
 )  # fmt: skip
-from potstill.recipe import dump_recipe
 from potstill.tasks.classification import evaluate
 from potstill.training.checkpoints import Checkpoints
 from potstill.training.distributed import Processes
@@ -33,18 +33,14 @@ from potstill.training.ema import WeightAverage
 from potstill.training.folder import RunFolder
 from potstill.training.interrupts import Interrupt
 from potstill.training.loop import Loop, Settings
-from potstill.training.reporting import Reporter
 from potstill.training.optimizers import make_optimizer
+from potstill.training.reporting import Reporter
 from potstill.training.schedules import Schedule
 from potstill.training.step import TrainingStep
 
-__all__ = ["Outcome", "distill", "resolve", "run_one"]
+__all__ = ["Outcome", "distill", "resolve"]
 
 log = logging.getLogger(__name__)
-
-# Fields that may differ between a run and its continuation: they change no weight.
-_FREE = {"run", "log", "checkpoint", "device", "control"}
-_FREE_DATA = {"workers", "loader", "path"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,20 +76,15 @@ def distill(
         PotstillError: for whatever a user can mend; nothing half-written stays behind.
     """
     recipe, data = _ready(recipe, processes)
-    folder = RunFolder(recipe.run or "runs/" + _name(recipe))
+    folder = RunFolder(recipe.run or "runs/" + run_name(recipe))
     if must_resume and not any((folder.path / part / "recipe.yaml").exists() for part in (".", "control")):
         raise RunError(f"There is no run to go on with in {folder.path}; leave --resume out to start one.")
+    main = _Run(recipe, data, folder, processes)
     rows: dict[str, dict[str, Any]] = {}
     if recipe.control:
-        if not data.labelled or recipe.teacher is None:
-            raise RecipeError(
-                "control=true trains the student on labels without a teacher; it needs labels and a teacher."
-            )
-        alone = recipe.model_copy(update={"teacher": None, "objective": {"ce": 1.0}, "control": False})
-        rows["control"] = run_one(
-            alone, data, RunFolder(folder.path / "control"), processes, interrupt, reporter, "control"
-        )["student"]
-    rows = run_one(recipe, data, folder, processes, interrupt, reporter, "student") | rows
+        control = _Run(_alone(recipe, data), data, RunFolder(folder.path / "control"), processes)
+        rows["control"] = control.train(interrupt, reporter, "control")["student"]
+    rows = main.train(interrupt, reporter, "student") | rows
     return Outcome(folder.path, {name: rows[name] for name in ("teacher", "control", "student") if name in rows})
 
 
@@ -102,61 +93,74 @@ def resolve(recipe: Recipe) -> Recipe:
     return _resolved(recipe, open_split(recipe.data))
 
 
-def run_one(
-    recipe: Recipe,
-    data: Data,
-    folder: RunFolder,
-    processes: Processes,
-    interrupt: Interrupt,
-    reporter: Callable[[str, RunFolder], Reporter],
-    title: str,
-) -> dict[str, dict[str, Any]]:
-    """Train one network into one folder; return its rows (and the teacher's)."""
-    _must_be_the_same(recipe, folder)
-    if result := folder.result():
-        log.info("%s is finished; its result is shown again. Give another run= to train anew.", folder.path)
-        return result["rows"]
-    # Everything that can be wrong with a recipe is found before the folder is touched.
-    teacher = build_teacher(recipe, data, processes)
-    student = build_student(recipe, data, teacher)
-    torch.manual_seed(recipe.seed)  # the projectors' draws do not depend on the student's number of draws
-    objective = build_objective(recipe, student, teacher, data)
-    memory = torch.channels_last if recipe.channels_last else torch.contiguous_format
-    student = student.to(device=processes.device, memory_format=memory)
-    autocast = DTYPES[recipe.precision] if recipe.precision != "fp32" else None
-    step = TrainingStep(student, objective.to(processes.device), autocast=autocast, compiled=recipe.compile)
-    average = WeightAverage(student, recipe.ema) if recipe.ema else None
-    judged: Tapped = average.network if average else student  # type: ignore[assignment]
+class _Run:
+    """One network to train into one folder.
 
-    def judge() -> dict[str, float]:
-        if data.val is None or not data.labelled:
-            return {}
-        return evaluate(judged, data.val.epoch(0), processes, autocast=autocast)
+    Everything that can be wrong with its recipe is found when it is made, before the folder is touched and before any
+    other network trains.
+    """
 
-    with folder.owned() if processes.main else contextlib.nullcontext():
-        if processes.main and not folder.recipe.exists():
-            folder.write_text("recipe.yaml", _head() + dump_recipe(recipe))
-        processes.wait()
-        loop = Loop(
-            step, teacher, data.train, judge, _optimizer(recipe, step), _settings(recipe),
-            Checkpoints(folder.checkpoints, recipe.checkpoint.keep), processes,
-            reporter(title, folder), interrupt, average,
-        )  # fmt: skip
-        history = loop.run()
-        rows: dict[str, dict[str, Any]] = {}
-        if teacher is not None:
-            teacher.verify()
-            rows["teacher"] = _teacher_row(teacher, data, processes)
-        rows["student"] = _accuracies(history[-1])
+    def __init__(self, recipe: Recipe, data: Data, folder: RunFolder, processes: Processes) -> None:
+        self.recipe, self.data, self.folder, self.processes = recipe, data, folder, processes
+        self.teacher = build_teacher(recipe, data, processes)
+        self.student = build_student(recipe, data, self.teacher)
+        torch.manual_seed(recipe.seed)  # the projectors' draws do not depend on how many the student took
+        self.objective = build_objective(recipe, self.student, self.teacher, data)
+        self.identity = {"data": data.identity, "teacher": self.teacher.identity if self.teacher else None}
         if processes.main:
-            rows["student"] |= asdict(measure_cost(judged, (3, data.size, data.size)))
-            ship_student(folder.path, judged, student_card(recipe, student, data))
-            folder.write_result(_result(rows, recipe, data, teacher, history))
-    return rows
+            must_be_the_same(recipe, folder, self.identity)
+
+    def train(
+        self, interrupt: Interrupt, reporter: Callable[[str, RunFolder], Reporter], title: str
+    ) -> dict[str, dict[str, Any]]:
+        """Train, or go on training, or find it done; return the rows of the student and the teacher."""
+        if result := self.folder.result():
+            log.info("%s is finished; its result is shown again. Give another run= to train anew.", self.folder.path)
+            return result["rows"]
+        with self.folder.owned() if self.processes.main else contextlib.nullcontext():
+            if self.processes.main and not self.folder.recipe.exists():
+                self.folder.write_identity(self.identity)
+                self.folder.write_text("recipe.yaml", recipe_with_head(self.recipe))
+            self.processes.wait()
+            step, average = self._step()
+            judged: Tapped = average.network if average else self.student  # type: ignore[assignment]
+            autocast = _autocast(self.recipe)
+
+            def judge() -> dict[str, float]:
+                if self.data.val is None or not self.data.labelled:
+                    return {}
+                return evaluate(judged, self.data.val.epoch(0), self.processes, autocast=autocast)
+
+            history = Loop(
+                step, self.teacher, self.data.train, judge,
+                make_optimizer([self.student, self.objective], **self.recipe.optimizer.model_dump()),
+                _settings(self.recipe), Checkpoints(self.folder.checkpoints, self.recipe.checkpoint.keep),
+                self.processes, reporter(title, self.folder), interrupt, average,
+            ).run()  # fmt: skip
+            return self._finish(judged, history)
+
+    def _step(self) -> tuple[TrainingStep, WeightAverage | None]:
+        memory = torch.channels_last if self.recipe.channels_last else torch.contiguous_format
+        self.student.to(self.processes.device).to(memory_format=memory)
+        self.objective.to(self.processes.device)
+        step = TrainingStep(self.student, self.objective, autocast=_autocast(self.recipe), compiled=self.recipe.compile)
+        return step, WeightAverage(self.student, self.recipe.ema) if self.recipe.ema else None
+
+    def _finish(self, judged: Tapped, history: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        rows: dict[str, dict[str, Any]] = {}
+        if self.teacher is not None:
+            self.teacher.verify()
+            rows["teacher"] = _teacher_row(self.teacher, self.data, self.processes)
+        rows["student"] = {name: history[-1][name] for name in ("top1", "top5", "val_loss") if name in history[-1]}
+        if self.processes.main:
+            rows["student"] |= asdict(measure_cost(judged, (3, self.data.size, self.data.size)))
+            ship_student(self.folder.path, judged, student_card(self.recipe, self.student, self.data))
+            self.folder.write_result(_result(rows, self.recipe, self.data, self.identity, history))
+        return rows
 
 
 def _result(
-    rows: dict[str, Any], recipe: Recipe, data: Data, teacher: Teacher | None, history: list[dict[str, Any]]
+    rows: dict[str, Any], recipe: Recipe, data: Data, identity: dict[str, Any], history: list[dict[str, Any]]
 ) -> dict[str, Any]:
     skipped = data.skipped()
     if skipped:
@@ -168,8 +172,8 @@ def _result(
         "seconds": sum(row["seconds"] for row in history),
         "classes": list(data.classes),
         "data": {"identity": data.identity, "train": data.counts[0], "val": data.counts[1], "skipped": skipped},
-        "teacher_fingerprint": teacher.identity if teacher else None,
-        "versions": _versions(),
+        "teacher_fingerprint": identity["teacher"],
+        "versions": versions(),
     }
 
 
@@ -188,16 +192,25 @@ def _resolved(recipe: Recipe, split: Split) -> Recipe:
     return recipe.model_copy(update={"data": data, "objective": default_objective(recipe)})
 
 
-def _optimizer(recipe: Recipe, step: TrainingStep) -> torch.optim.Optimizer:
-    return make_optimizer([step.student, step.objective], **recipe.optimizer.model_dump())
+def _alone(recipe: Recipe, data: Data) -> Recipe:
+    """The control: the same student, data and schedule, on labels alone."""
+    if not data.labelled or recipe.teacher is None:
+        raise RecipeError("control=true trains the student on labels without a teacher; it needs labels and a teacher.")
+    ce = recipe.objective.get("ce")
+    term: Any = {**ce, "weight": 1.0} if isinstance(ce, dict) else 1.0  # with the objective's own label smoothing
+    return recipe.model_copy(update={"teacher": None, "objective": {"ce": term}, "control": False})
+
+
+def _autocast(recipe: Recipe) -> torch.dtype | None:
+    return DTYPES[recipe.precision] if recipe.precision != "fp32" else None
 
 
 def _settings(recipe: Recipe) -> Settings:
     return Settings(
-        epochs=recipe.epochs, seed=recipe.seed, lr=recipe.optimizer.lr, schedule=Schedule(**recipe.schedule.model_dump()),
-        clip=recipe.clip, fp16=recipe.precision == "fp16", log_every=recipe.log.every, shares_every=recipe.log.shares,
-        evaluate_every=recipe.log.evaluate, checkpoint_epochs=recipe.checkpoint.every_epochs,
-        checkpoint_steps=recipe.checkpoint.every_steps,
+        epochs=recipe.epochs, seed=recipe.seed, lr=recipe.optimizer.lr,
+        schedule=Schedule(**recipe.schedule.model_dump()), clip=recipe.clip, fp16=recipe.precision == "fp16",
+        log_every=recipe.log.every, shares_every=recipe.log.shares, evaluate_every=recipe.log.evaluate,
+        checkpoint_epochs=recipe.checkpoint.every_epochs, checkpoint_steps=recipe.checkpoint.every_steps,
     )  # fmt: skip
 
 
@@ -208,64 +221,3 @@ def _teacher_row(teacher: Teacher, data: Data, processes: Processes) -> dict[str
     if processes.main:
         row |= asdict(measure_cost(teacher.network, (3, *(teacher.input_size or (data.size, data.size)))))
     return row
-
-
-def _accuracies(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: row[name] for name in ("top1", "top5", "val_loss") if name in row}
-
-
-def _must_be_the_same(recipe: Recipe, folder: RunFolder) -> None:
-    """Refuse a folder that holds another recipe's run."""
-    if not folder.recipe.exists():
-        if folder.path.is_dir() and any(p.name not in (".lock", "control") for p in folder.path.iterdir()):
-            raise RunError(f"{folder.path} holds files that are no run of Potstill; give another run=.")
-        return
-    before = yaml.safe_load(folder.recipe.read_text(encoding="utf-8"))
-    now = yaml.safe_load(dump_recipe(recipe))
-    differing = [
-        f"{key} was {_short(old)}, now {_short(new)}"
-        for key, old, new in _differences(before, now)
-        if key.split(".")[0] not in _FREE and key.removeprefix("data.") not in _FREE_DATA
-    ]
-    if differing:
-        raise RunError(
-            f"{folder.path} belongs to another recipe: {'; '.join(differing)}. "
-            "Give another run=, or the values that it was started with."
-        )
-
-
-def _differences(before: Any, now: Any, key: str = "") -> list[tuple[str, Any, Any]]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        return [
-            found
-            for name in {**before, **now}
-            for found in _differences(before.get(name), now.get(name), f"{key}.{name}" if key else str(name))
-        ]
-    return [] if before == now else [(key, before, now)]
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _name(recipe: Recipe) -> str:
-    """A folder's name that says what the run is: student, teacher, methods, data, seed."""
-    parts = [recipe.student.model or "student"]
-    if recipe.teacher is not None:
-        parts += ["from", recipe.teacher.model or Path(str(recipe.teacher.weights)).stem]
-    parts += [*recipe.objective, Path(recipe.data.path).name if recipe.data.path else "digits", f"seed{recipe.seed}"]
-    return re.sub(r"[^A-Za-z0-9_.+-]+", "-", "-".join(parts))
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "potstill": version("potstill"), "torch": torch.__version__, "timm": version("timm"),
-        "python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}",
-    }  # fmt: skip
-
-
-def _head() -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in _versions().items())
-    command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]).replace("\n", " ")
-    return f"# {versions}\n# {command}\n"

@@ -79,9 +79,20 @@ class RunFolder:
         self.write_text("metrics.csv", text.getvalue())
 
     def append_step(self, row: dict[str, Any]) -> None:
-        """One row of ``steps.jsonl``."""
-        with open(self.path / "steps.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        """One row of ``steps.jsonl``.
+
+        Raises:
+            RunError: where it cannot be written (a full disk); the checkpoints are as they were.
+        """
+        path = self.path / "steps.jsonl"
+        try:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise RunError(
+                f"{path} could not be written: {error.strerror}. The checkpoints are whole; the same command goes on "
+                "from the last one."
+            ) from None
 
     def forget_steps_after(self, step: int) -> None:
         """Drop the rows of steps that a resumed run takes again, and a last row cut short by a kill."""
@@ -94,6 +105,15 @@ class RunFolder:
                 if json.loads(line)["step"] <= step:
                     kept.append(line + "\n")
         self.write_text("steps.jsonl", "".join(kept))
+
+    def write_identity(self, identity: dict[str, Any]) -> None:
+        """Hashes of what the run is made from, for a resumed run to compare with."""
+        self.write_text("identity.json", json.dumps(identity, indent=2) + os.linesep)
+
+    def identity(self) -> dict[str, Any]:
+        """What :meth:`write_identity` wrote, or nothing."""
+        path = self.path / "identity.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
     def write_result(self, result: dict[str, Any]) -> None:
         """The run's outcome; its presence says that the run is finished."""
