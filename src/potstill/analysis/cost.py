@@ -172,7 +172,8 @@ def measure_cost(
         (490, 480, 1960)
     """
     if isinstance(network, Tapped):
-        network, input_size = network.network, input_size or network.input_size
+        input_size = input_size or network.input_size
+        network = network.network
     if input_size is None:
         raise NetworkError(f"the input size of {type(network).__name__} is not known; give input_size=(3, H, W)")
     return Cost(
