@@ -294,3 +294,17 @@ def test_every_network_ships_as_its_plain_state():
     tapped = build_network("resnet8", classes=3, input_size=SMALL)
     assert isinstance(tapped.network, nn.Module)
     assert list(tapped.network.state_dict()) == list(timm.create_model("resnet8", num_classes=3).state_dict())
+
+
+def test_a_factory_that_insists_on_num_classes_gets_those_of_the_weights(tmp_path, monkeypatch):
+    (tmp_path / "insists.py").write_text(
+        "from torch import nn\n"
+        "def plain(num_classes):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(48, 8), nn.ReLU(), nn.Linear(8, num_classes))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    made = build_network("insists:plain", classes=7, input_size=(3, 4, 4))
+    save_weights(made, tmp_path / "seven.safetensors")
+    again = build_network("insists:plain", classes=None, weights=tmp_path / "seven.safetensors", input_size=(3, 4, 4))
+    assert again.spec.classes == 7
+    assert torch.equal(again.network[-1].weight, made.network[-1].weight)

@@ -16,6 +16,10 @@ from potstill.networks.cifar import CIFAR_MODELS
 
 __all__ = ["make_network"]
 
+# What a factory that insists on num_classes gets where the weights are to say it: only to be told from theirs, so a
+# number that no data set has.
+_ANY_NUMBER = 1009
+
 
 def make_network(model: str, classes: int | None, pretrained: bool, args: dict[str, Any]) -> nn.Module:
     """Build the bare network that ``model`` names; see :func:`potstill.networks.build.build_network`."""
@@ -106,7 +110,10 @@ def make_own(model: str, classes: int | None, pretrained: bool, args: dict[str, 
     except (TypeError, ValueError) as error:
         raise NetworkError(f"{model!r} has no signature that Python can read; wrap it in a function") from error
     takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
-    if classes is not None and (takes_any or "num_classes" in signature.parameters):
+    number = signature.parameters.get("num_classes")
+    if classes is None and number is not None and number.default is number.empty and "num_classes" not in args:
+        classes = _ANY_NUMBER
+    if classes is not None and (takes_any or number is not None):
         refuse_own(args, "num_classes")
         args = {"num_classes": classes, **args}
     try:
