@@ -108,6 +108,12 @@ class OptimizerConfig(_Section):
         True, description="false: no decay of batch norms and biases (parameters of one axis)"
     )
 
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> "OptimizerConfig":
+        if self.name == "sgd" and self.nesterov and self.momentum == 0:
+            raise ValueError("optimizer.nesterov=true needs a momentum above 0; got optimizer.momentum=0.")
+        return self
+
 
 class ScheduleConfig(_Section):
     """The learning rate over the run; all times are parts of the run, so that a shorter run keeps the shape."""

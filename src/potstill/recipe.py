@@ -18,7 +18,7 @@ __all__ = ["dump_recipe", "load_recipe", "parse_recipe"]
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, but a key given twice is an error rather than the last one winning, and 1e-3 is a number."""
+    """PyYAML's safe loader, but a key given twice is an error instead of the last one winning, and 1e-3 is a number."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -129,6 +129,10 @@ def _sentence(item: Any) -> str:
     """One pydantic error as a sentence that names the key, what was got and what was expected."""
     loc = [str(part) for part in item["loc"] if part not in ("float", "dict[str,any]")]
     key = ".".join(loc)
+    if len(loc) < len(item["loc"]):  # pydantic says one sentence for each of the two things that a term can be
+        return f"{key} is {item['input']!r}; expected a weight, or a mapping of weight and hyper-parameters."
+    if item["type"] == "missing":  # the recipe's fields have defaults: only a place in a row of values can be missing
+        return f"{'.'.join(loc[:-1])} is {item['input']!r}: too few values."
     if item["type"] == "extra_forbidden":
         siblings = _fields_at(loc[:-1])
         return f"unknown key {key!r}.{nearest(loc[-1], siblings) or ' Valid here: ' + ', '.join(siblings) + '.'}"

@@ -36,7 +36,8 @@ def evaluate(
     if not is_main_process():
         return
     if json:
-        print_json({"images": found.images, "data": found.data, "note": found.note, **found.accuracies})
+        counts = {"images": found.images, "skipped": found.skipped}
+        print_json({**counts, "data": found.data, "note": found.note, **found.accuracies})
         return
     console.print(found.note, soft_wrap=True)
     cells = [f"{found.images:,}", *(f"{found.accuracies[key]:.2f}" for key in ("top1", "top5"))]

@@ -184,7 +184,7 @@ class StreamingLoader:
         self._keys.epoch, self._keys.start = epoch, start
         order = self.plan.order(epoch)
         decoded = iter(self._decoded)
-        seen = 0
+        seen = damaged = 0
         for k in range(start, self.steps):
             batches = []
             for chunk in self.plan.chunks(k):
@@ -192,12 +192,12 @@ class StreamingLoader:
                 self.skipped.update(found.damaged)
                 if found.error is not None:
                     raise DataError(found.error)
-                seen += len(found.kept)
+                seen, damaged = seen + len(found.kept), damaged + len(found.damaged)
                 batch = self._batch(order[chunk.start : chunk.stop], chunk, epoch, found)
                 if batch is not None:
                     batches.append(self.mixing(batch, epoch, k, chunk.part) if self.mixing else batch)
             yield batches
-        if self.skipped and seen == 0:
+        if damaged and seen == 0 and start == 0:
             raise DataError(
                 f"None of the images of epoch {epoch} could be read. The first: {next(iter(self.skipped.values()))}"
             )

@@ -1,24 +1,28 @@
 """From a recipe's data section to the two loaders of a run."""
 
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from potstill.config import DataConfig, Recipe
-from potstill.data.materialise import Skipped, materialise
+from potstill.data.materialise import materialise
 from potstill.data.mixing import Mixing
 from potstill.data.open import open_data
 from potstill.data.order import Plan
 from potstill.data.resident import ResidentLoader
-from potstill.data.source import Source, Split
+from potstill.data.source import Source, Split, subset
 from potstill.data.streaming import StreamingLoader
 from potstill.data.views import Augmentation, Evaluation, View
 from potstill.errors import DataError
 from potstill.training.distributed import Processes
 
-__all__ = ["Data", "evaluation_loader", "open_split", "prepare_data", "resolve_data"]
+__all__ = ["Data", "Loaded", "all_skipped", "evaluation_loader", "open_split", "prepare_data", "resolve_data"]
+
+log = logging.getLogger(__name__)
 
 _MIXED_SIZES = 224  # the side for images of many sizes, as the ImageNet literature has it
+_SAID = 5  # of the damaged images; the rest is in result.json
 _EVALUATION_BATCH = 256  # no gradient: memory allows more than a training step's images, and nothing depends on it
 
 
@@ -34,9 +38,10 @@ class Data:
         std: likewise.
         size: side of the images.
         notes: sentences to say out loud.
-        identity: of the training source.
-        counts: how many training and validation images there are.
-        skipped: asks for the damaged images that were skipped so far, with the reason of each.
+        identity: of the training images in use; the samples' indices are positions among these.
+        found: how many training and validation images there are, damaged ones among them.
+        skipped: of ``train`` and of ``val``, where each damaged image lies that was left out so far and what is wrong
+            with it. A streaming loader adds to it as it meets them.
     """
 
     train: ResidentLoader | StreamingLoader
@@ -47,8 +52,8 @@ class Data:
     size: int
     notes: tuple[str, ...]
     identity: str
-    counts: tuple[int, int]
-    skipped: Callable[[], dict[str, str]]
+    found: tuple[int, int]
+    skipped: dict[str, dict[str, str]]
 
     @property
     def labelled(self) -> bool:
@@ -106,52 +111,79 @@ def prepare_data(recipe: Recipe, split: Split, processes: Processes) -> Data:
     mixes = config.mixup or config.cutmix
     mixing = Mixing(max(1, len(train.classes)), config.mixup, config.cutmix, seed=recipe.seed) if mixes else None
     augmentation = Augmentation(
-        size=size, crop=config.crop, padding=config.padding, scale=config.scale, ratio=config.ratio,
-        flip=bool(config.flip), seed=recipe.seed,
+        size=size, crop="none" if config.crop == "auto" else config.crop, padding=config.padding, scale=config.scale,
+        ratio=config.ratio, flip=bool(config.flip), seed=recipe.seed,
     )  # fmt: skip
-    train_loader, missing = _loader(recipe, train, augmentation, mixing, processes)
-    val_loader, val_missing = _loader(recipe, val, None, None, processes) if val is not None else (None, [])
-    skipped = [*missing, *val_missing]
-
-    def all_skipped() -> dict[str, str]:
-        found = {item.where: item.reason for item in skipped}
-        for loader in (train_loader, val_loader):
-            found |= getattr(loader, "skipped", {})
-        return found
-
+    learnt = _loaded(recipe, train, augmentation, mixing, processes)
+    judged = _loaded(recipe, val, None, None, processes) if val is not None else None
     return Data(
-        train=train_loader,
-        val=val_loader,
+        train=learnt.loader,
+        val=judged.loader if judged else None,
         classes=train.classes if train.labels is not None else (),
         mean=mean,
         std=std,
         size=size,
         notes=(split.note,),
-        identity=train.identity,
-        counts=(len(train), len(val) if val is not None else 0),
-        skipped=all_skipped,
+        identity=learnt.source.identity,
+        found=(len(train), len(val) if val is not None else 0),
+        skipped={"train": learnt.skipped, "val": judged.skipped if judged else {}},
     )
 
 
-def evaluation_loader(recipe: Recipe, source: Source, processes: Processes) -> ResidentLoader | StreamingLoader:
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A loader with what it loads.
+
+    Attributes:
+        loader: gives the batches.
+        source: what ``Batch.index`` counts in: the source without the images that were found damaged beforehand.
+        skipped: where each damaged image lies that was left out so far, and what is wrong with it.
+    """
+
+    loader: ResidentLoader | StreamingLoader
+    source: Source
+    skipped: dict[str, str]
+
+
+def evaluation_loader(recipe: Recipe, source: Source, processes: Processes) -> Loaded:
     """The loader that judges by a source alone, where nothing is trained; the recipe's data section is resolved."""
-    return _loader(recipe, source, None, None, processes)[0]
+    return _loaded(recipe, source, None, None, processes)
 
 
-def _loader(
+def all_skipped(parts: Sequence[dict[str, dict[str, str]]]) -> dict[str, dict[str, str]]:
+    """What all processes skipped, as :attr:`Data.skipped`; said out loud where it is anything.
+
+    Example:
+        >>> all_skipped([{"train": {}}, {"train": {}}])
+        {'train': {}}
+    """
+    found = {
+        name: dict(sorted({place: reason for part in parts for place, reason in part[name].items()}.items()))
+        for name in parts[0]
+    }
+    reasons = [reason for images in found.values() for reason in images.values()]
+    if reasons:
+        images = "1 damaged image was" if len(reasons) == 1 else f"{len(reasons)} damaged images were"
+        more = f" And {len(reasons) - _SAID} more." if len(reasons) > _SAID else ""
+        log.warning("%s skipped. %s%s", images, " ".join(reasons[:_SAID]), more)
+    return found
+
+
+def _loaded(
     recipe: Recipe, source: Source, augmentation: Augmentation | None, mixing: Mixing | None, processes: Processes
-) -> tuple[ResidentLoader | StreamingLoader, list[Skipped]]:
+) -> Loaded:
     """A loader for training (with an augmentation) or for evaluation (without)."""
     config, size = recipe.data, recipe.data.size or _MIXED_SIZES
     mean, std = config.mean or source.statistics.mean, config.std or source.statistics.std
     training = augmentation is not None
-    images, labels = None, source.labels
-    missing: list[Skipped] = []
+    images = None
+    skipped: dict[str, str] = {}
     if config.loader == "resident":
         images, kept, missing = materialise(source, size, on_error=config.on_error)
-        labels = None if labels is None else labels[kept]
+        skipped = {one.where: one.reason for one in missing}
+        source = subset(source, kept) if missing else source
     plan = Plan(
-        length=len(source) if images is None else len(images),
+        length=len(source),
         batch_size=recipe.batch_size if training else max(recipe.batch_size, _EVALUATION_BATCH),
         seed=recipe.seed,
         shuffle=training,
@@ -161,13 +193,15 @@ def _loader(
         fillers=training,
     )
     if images is not None:
-        return ResidentLoader(images, labels, plan, augmentation, mean, std, processes.device, mixing), missing
+        resident = ResidentLoader(images, source.labels, plan, augmentation, mean, std, processes.device, mixing)
+        return Loaded(resident, source, skipped)
     # Images of one size that are not cropped anew are evaluated whole, others by the usual centre crop.
     view: View = augmentation or Evaluation(size, **({"resize": 1.0} if config.crop != "resized" else {}))
-    return StreamingLoader(
+    streaming = StreamingLoader(
         source, plan, view, mean, std, processes.device,
         workers=_workers(config.workers), mixing=mixing, on_error=config.on_error,
-    ), missing  # fmt: skip
+    )  # fmt: skip
+    return Loaded(streaming, source, streaming.skipped)
 
 
 def _workers(asked: int | None) -> int:

@@ -11,7 +11,7 @@ from potstill.errors import DataError, RecipeError, nearest
 from potstill.networks.build import build_network, read_card
 from potstill.networks.ship import load_student
 from potstill.networks.tap import Tapped, Taps
-from potstill.procedures.data import evaluation_loader, open_split, resolve_data
+from potstill.procedures.data import all_skipped, evaluation_loader, open_split, resolve_data
 from potstill.procedures.networks import DTYPES
 from potstill.tasks.classification import evaluate
 from potstill.training.distributed import Processes
@@ -25,12 +25,14 @@ class Evaluation:
 
     Attributes:
         images: how many it was judged by.
+        skipped: how many damaged ones were left out.
         data: what they are.
         note: how they came to be the ones, said out loud.
         accuracies: ``top1`` and ``top5`` in percent, ``val_loss``.
     """
 
     images: int
+    skipped: int
     data: str
     note: str
     accuracies: dict[str, float]
@@ -62,10 +64,11 @@ def evaluate_network(recipe: Recipe, processes: Processes) -> Evaluation:
     )
     _match_classes(source, network, _class_names(config.weights))
     data = resolve_data(recipe.data.model_copy(update=_own_input(recipe, network)), source)
-    loader = evaluation_loader(recipe.model_copy(update={"data": data}), source, processes)
+    loaded = evaluation_loader(recipe.model_copy(update={"data": data}), source, processes)
     autocast = DTYPES[recipe.precision] if recipe.precision != "fp32" else None
-    accuracies = evaluate(network.to(processes.device), loader.epoch(0), processes, autocast=autocast)
-    return Evaluation(len(source), source.name, note, accuracies)
+    accuracies = evaluate(network.to(processes.device), loaded.loader.epoch(0), processes, autocast=autocast)
+    skipped = all_skipped(processes.gathered({"val": loaded.skipped}))["val"]
+    return Evaluation(len(source) - len(skipped), len(skipped), source.name, note, accuracies)
 
 
 def _network(recipe: Recipe) -> Tapped:

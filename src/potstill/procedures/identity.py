@@ -20,11 +20,14 @@ __all__ = ["must_be_the_same", "recipe_with_head", "run_name", "versions"]
 # Fields that may differ between a run and its continuation: they change no weight.
 _FREE = ("run", "log", "checkpoint", "device", "control")
 # Paths may be spelled in another way; what lies there is compared by the hashes of the data and of the teacher.
-_FREE_WITHIN = ("data.workers", "data.path", "teacher.weights")
+# A damaged image stops a run before it changes a weight, so the run may go on without it.
+_FREE_WITHIN = ("data.workers", "data.on_error", "data.path", "teacher.weights")
 
 
 def must_be_the_same(recipe: Recipe, folder: RunFolder, identity: dict[str, Any]) -> None:
     """Refuse a folder that holds another run, or something else.
+
+    A run that stopped before its first checkpoint has nothing to lose, so another may take its folder.
 
     Args:
         recipe: resolved.
@@ -34,9 +37,11 @@ def must_be_the_same(recipe: Recipe, folder: RunFolder, identity: dict[str, Any]
     Raises:
         RunError: names each field that differs.
     """
-    if not folder.recipe.exists():
-        if folder.path.is_dir() and any(p.name not in (".lock", "control") for p in folder.path.iterdir()):
-            raise RunError(f"{folder.path} holds files that are no run of Potstill; give another run=.")
+    if not folder.begun:
+        if foreign := folder.foreign():
+            raise RunError(
+                f"{folder.path} holds files that are no run of Potstill ({', '.join(foreign[:3])}); give another run=."
+            )
         return
     before = yaml.safe_load(folder.recipe.read_text(encoding="utf-8"))
     now = yaml.safe_load(dump_recipe(recipe))

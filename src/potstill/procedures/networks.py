@@ -88,6 +88,11 @@ def build_objective(recipe: Recipe, student: Tapped, teacher: Teacher | None, da
     """
     objective = Objective(Setting(student.spec, teacher.spec if teacher else None), default_objective(recipe))
     objective.check(labels=data.labelled, teacher=teacher is not None)
+    if teacher and not objective.needs.teacher:
+        raise RecipeError(
+            f"There is a teacher, but no method of the objective ({', '.join(objective.weights)}) reads it. Add one, "
+            "such as pefd, or take the teacher section out."
+        )
     if teacher and objective.compares_logits and data.labelled and teacher.spec.classes != len(data.classes):
         names = " and ".join(objective.compares_logits)
         raise RecipeError(

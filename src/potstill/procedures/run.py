@@ -16,7 +16,7 @@ from potstill.errors import RecipeError, RunError
 from potstill.networks.ship import ship_student
 from potstill.networks.tap import Tapped
 from potstill.networks.teacher import Teacher
-from potstill.procedures.data import Data, open_split, prepare_data, resolve_data
+from potstill.procedures.data import Data, all_skipped, open_split, prepare_data, resolve_data
 from potstill.procedures.identity import must_be_the_same, recipe_with_head, run_name, versions
 from potstill.procedures.networks import (
     DTYPES,
@@ -118,9 +118,12 @@ class _Run:
             log.info("%s is finished; its result is shown again. Give another run= to train anew.", self.folder.path)
             return result["rows"]
         with self.folder.owned() if self.processes.main else contextlib.nullcontext():
-            if self.processes.main and not self.folder.recipe.exists():
-                self.folder.write_identity(self.identity)
-                self.folder.write_text("recipe.yaml", recipe_with_head(self.recipe))
+            if self.processes.main:
+                # Once more: another process may have worked here between the first look and the lock.
+                must_be_the_same(self.recipe, self.folder, self.identity)
+                if not self.folder.begun:
+                    self.folder.write_identity(self.identity)
+                    self.folder.write_text("recipe.yaml", recipe_with_head(self.recipe))
             self.processes.wait()
             step, average = self._step()
             judged: Tapped = average.network if average else self.student  # type: ignore[assignment]
@@ -135,7 +138,7 @@ class _Run:
                 step, self.teacher, self.data.train, judge,
                 make_optimizer([self.student, self.objective], **self.recipe.optimizer.model_dump()),
                 _settings(self.recipe), Checkpoints(self.folder.checkpoints, self.recipe.checkpoint.keep),
-                self.processes, reporter(title, self.folder), interrupt, average,
+                self.processes, reporter(title, self.folder), interrupt, average, self.data.skipped,
             ).run()  # fmt: skip
             return self._finish(judged, history)
 
@@ -151,27 +154,26 @@ class _Run:
         if self.teacher is not None:
             self.teacher.verify()
             rows["teacher"] = _teacher_row(self.teacher, self.data, self.processes)
+        skipped = all_skipped(self.processes.gathered(self.data.skipped))
         rows["student"] = {name: history[-1][name] for name in ("top1", "top5", "val_loss") if name in history[-1]}
         if self.processes.main:
             rows["student"] |= asdict(measure_cost(judged, (3, self.data.size, self.data.size)))
             ship_student(self.folder.path, judged, student_card(self.recipe, self.student, self.data))
-            self.folder.write_result(_result(rows, self.recipe, self.data, self.identity, history))
+            self.folder.write_result(_result(rows, self.recipe, self.data, self.identity, history, skipped))
         return rows
 
 
 def _result(
-    rows: dict[str, Any], recipe: Recipe, data: Data, identity: dict[str, Any], history: list[dict[str, Any]]
-) -> dict[str, Any]:
-    skipped = data.skipped()
-    if skipped:
-        shown = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:5])
-        log.warning("%d damaged images were skipped: %s%s", len(skipped), shown, " ..." if len(skipped) > 5 else "")
+    rows: dict[str, Any], recipe: Recipe, data: Data, identity: dict[str, Any], history: list[dict[str, Any]],
+    skipped: dict[str, dict[str, str]],
+) -> dict[str, Any]:  # fmt: skip
+    counts = {name: found - len(skipped[name]) for name, found in zip(("train", "val"), data.found, strict=True)}
     return {
         "rows": rows,
         "epochs": recipe.epochs,
         "seconds": sum(row["seconds"] for row in history),
         "classes": list(data.classes),
-        "data": {"identity": data.identity, "train": data.counts[0], "val": data.counts[1], "skipped": skipped},
+        "data": {"identity": data.identity, **counts, "skipped": skipped},
         "teacher_fingerprint": identity["teacher"],
         "versions": versions(),
     }

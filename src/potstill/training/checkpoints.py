@@ -1,6 +1,8 @@
 """Checkpoints that are whole or not there: written aside, flushed, then renamed."""
 
+import contextlib
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +31,19 @@ class Checkpoints:
         self.keep = keep
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
-        """Write the state reached after ``step`` steps, then drop what is older than the newest ``keep``."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Write the state reached after ``step`` steps, then drop what is older than the newest ``keep``.
+
+        Raises:
+            RunError: where it cannot be written; the older ones are as they were.
+        """
         path = self.folder / f"step-{step:08d}{_SUFFIX}"
-        write_atomically(path, lambda part: torch.save(state, part))
+
+        def write(part: Path) -> None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with open(part, "wb") as file:  # given the path alone, torch would not say why it cannot write
+                torch.save(state, file)
+
+        write_atomically(path, write)
         for old in self._paths()[: -self.keep]:
             old.unlink()
         return path
@@ -51,7 +62,12 @@ class Checkpoints:
             return torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # zip, pickle and OS errors alike: the file is no checkpoint
             older = [other for other in self._paths() if other < path]
-            way_on = f"delete it to go on from {older[-1].name}" if older else "delete the run's folder to start again"
+            way_on = f"delete it to go on from {older[-1].name}" if older else "delete it to start again"
+            if code := re.search(r"GLOBAL (\S+)", str(error)):
+                raise RunError(
+                    f"The checkpoint {path} is refused: to load it would run code ({code[1]}), and no run writes "
+                    f"such a file; {way_on}."
+                ) from None
             reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
             raise RunError(f"The checkpoint {path} cannot be read ({reason}); {way_on}.") from None
 
@@ -79,10 +95,22 @@ def write_atomically(path: Path, write: Any) -> None:
         os.replace(part, path)
         _flush_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
         raise RunError(
-            f"{path} could not be written: {str(error).splitlines()[0]}. What was there before is whole."
+            f"{path} could not be written: {_reason(error)}. What was there before is whole; when that is mended, the "
+            "same command goes on."
         ) from None
+
+
+def _reason(error: BaseException) -> str:
+    """What the system said, which lies below what torch made of it."""
+    below: BaseException | None = error
+    while below is not None:
+        if isinstance(below, OSError) and below.strerror:
+            return below.strerror
+        below = below.__context__
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _flush_folder(folder: Path) -> None:

@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from potstill.errors import RunError
-from potstill.training.checkpoints import write_atomically
+from potstill.training.checkpoints import Checkpoints, write_atomically
 
 __all__ = ["RunFolder"]
+
+# What a folder can hold before its first checkpoint, beside the recipe; the control is a run of its own.
+_FIRST = (".lock", "control", "identity.json", "checkpoints", "steps.jsonl", "metrics.csv")
 
 
 class RunFolder:
@@ -36,15 +39,33 @@ class RunFolder:
         """The folder of the trainer's states."""
         return self.path / "checkpoints"
 
+    @property
+    def begun(self) -> bool:
+        """Whether there is something to go on with or to lose: a checkpoint, or what a finished run leaves."""
+        finished = any((self.path / name).exists() for name in ("result.json", "student.safetensors"))
+        return finished or Checkpoints(self.checkpoints).newest() is not None
+
+    def foreign(self) -> list[str]:
+        """The names of the files in a folder with no run in it that no run has begun to write either."""
+        names = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
+        own = {*_FIRST, *(f"{name}.part" for name in _FIRST)}
+        if "identity.json" in names:  # written first: with it, a recipe is the run's copy and not somebody's own file
+            own |= {"recipe.yaml", "recipe.yaml.part"}
+        return sorted(names - own)
+
     @contextlib.contextmanager
     def owned(self) -> Iterator[None]:
         """Own the folder; the lock falls with the process, however it ends.
 
         Raises:
-            RunError: where another process trains in it.
+            RunError: where another process trains in it, or it cannot be written to.
         """
         self.make()
-        with open(self.path / ".lock", "w") as lock:
+        try:
+            lock = open(self.path / ".lock", "w")  # noqa: SIM115 - the body's errors are not this one's
+        except OSError as error:
+            raise RunError(f"The run's folder {self.path} cannot be written to: {error.strerror}.") from None
+        with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -82,13 +103,16 @@ class RunFolder:
         """One row of ``steps.jsonl``.
 
         Raises:
-            RunError: where it cannot be written (a full disk); the checkpoints are as they were.
+            RunError: where it cannot be written (a full disk); the rows and checkpoints are as they were.
         """
         path = self.path / "steps.jsonl"
+        size = path.stat().st_size if path.exists() else 0
         try:
             with open(path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
         except OSError as error:
+            with contextlib.suppress(OSError):
+                os.truncate(path, size)  # no half row
             raise RunError(
                 f"{path} could not be written: {error.strerror}. The checkpoints are whole; the same command goes on "
                 "from the last one."

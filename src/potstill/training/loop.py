@@ -93,6 +93,8 @@ class Loop:
         reporter: who is told.
         interrupt: raised when the run is told to stop.
         average: the moving average of the student's weights, where there is one.
+        skipped: the damaged images that the loaders have left out so far, by the loader's name: each image's place and
+            what is wrong with it. The loaders add to it; a checkpoint holds it, and a resumed run begins with it.
     """
 
     def __init__(
@@ -108,8 +110,10 @@ class Loop:
         reporter: Reporter,
         interrupt: Interrupt,
         average: WeightAverage | None = None,
+        skipped: dict[str, dict[str, str]] | None = None,
     ) -> None:
         self.step, self.teacher, self.loader, self.evaluate = step, teacher, loader, evaluate
+        self.skipped = skipped if skipped is not None else {}
         self.optimizer, self.settings, self.average = optimizer, settings, average
         self.checkpoints, self.processes = checkpoints, processes
         self.reporter, self.interrupt = reporter, interrupt
@@ -163,7 +167,7 @@ class Loop:
             last = number + 1 == len(micro_batches)
             with contextlib.nullcontext() if last or module is self.step else module.no_sync():  # type: ignore[operator]
                 teacher = self.teacher(batch.images, maps=self._teacher_maps) if self.teacher else None
-                losses, student = module(batch, teacher, eager=measure and number == 0)
+                losses, student = self._forward(module, batch, teacher, eager=measure and number == 0)
                 if measure and number == 0:
                     shares = self.step.objective.gradient_shares(losses, student.embedding)
                 self.scaler.scale(losses["total"] * batch.weight).backward()
@@ -178,6 +182,17 @@ class Loop:
         if self.average is not None:
             self.average.update(self.step.student)
         return shares
+
+    def _forward(self, module: nn.Module, batch: Batch, teacher: Any, eager: bool) -> Any:
+        try:
+            return module(batch, teacher, eager=eager)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise RunError(
+                f"A batch of {len(batch)} image is too small for this student: its batch norm needs several values a "
+                "channel. Take a batch_size that leaves no single image over, or less accumulate."
+            ) from error
 
     def _log(self, position: int, shares: dict[str, Tensor], since: float) -> float:
         means, count = self.tally.recent()
@@ -211,7 +226,8 @@ class Loop:
             good = f"The last good checkpoint is {newest}" if newest else "There is no checkpoint yet"
             raise NonFiniteLoss(
                 f"The loss is not finite at step {position} ({', '.join(bad)}). {good}. "
-                "Try a lower optimizer.lr, clip=1.0, or precision=bf16 in place of fp16."
+                "Try a lower optimizer.lr, clip=1.0, or precision=bf16 in place of fp16"
+                f"{', in another run=' if newest else ''}."
             )
 
     def _told_to_stop(self, position: int) -> bool:
@@ -226,7 +242,7 @@ class Loop:
         raise Stopped(f"Stopped by {name} after step {position}; saved {path}. The same command goes on from there.")
 
     def _save(self, position: int) -> Any:
-        tally = self.tally.state()
+        tally, skipped = self.tally.state(), self.processes.gathered(self.skipped)
         norms = torch.stack(torch._foreach_norm([p.detach() for p in self.step.parameters()]))
         self._must_be_finite(self.tally.epoch() | {"weights": norms.sum().item()}, position)
         path = None
@@ -242,6 +258,7 @@ class Loop:
                 "scaler": self.scaler.state_dict(),
                 "average": self.average.state_dict() if self.average else None,
                 "tally": tally,
+                "skipped": skipped,
             }
             path = self.checkpoints.save(position, state)
         self.processes.wait()
@@ -258,6 +275,9 @@ class Loop:
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.tally.restore(state["tally"])
+        for found in state["skipped"]:
+            for name, images in found.items():
+                self.skipped.setdefault(name, {}).update(images)
 
     def _distributed(self) -> nn.Module:
         if self.processes.world == 1:
