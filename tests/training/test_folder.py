@@ -29,7 +29,7 @@ def test_steps_that_are_taken_again_are_forgotten(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full to play a full disk")
 def test_a_full_disk_is_said(tmp_path: Path) -> None:
     (tmp_path / "steps.jsonl").symlink_to("/dev/full")
-    with pytest.raises(RunError, match="steps.jsonl could not be written: No space left on device"):
+    with pytest.raises(RunError, match=r"steps\.jsonl could not be written: No space left on device"):
         RunFolder(tmp_path).append_step({"step": 10})
 
 

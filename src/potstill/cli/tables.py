@@ -20,10 +20,10 @@ def plain_table(columns: Iterable[str], rows: Iterable[Iterable[str]], title: st
     return table
 
 
-def results_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
-    """What a run ended with: accuracies and cost of each network, the control's difference to the student last."""
-    columns = ["", ">top-1 %", ">top-5 %", ">parameters", ">MACs", ">latency", ">size"]
-    return plain_table(columns, [[name, *_cells(row)] for name, row in rows.items()])
+def results_table(rows: Mapping[str, Mapping[str, Any]], models: Mapping[str, str]) -> Table:
+    """What a run ended with: each part's network, its accuracies and its cost on this machine."""
+    columns = ["", "network", ">top-1 %", ">top-5 %", ">parameters", ">MACs", ">latency", ">size"]
+    return plain_table(columns, [[part, models.get(part, ""), *_cells(row)] for part, row in rows.items()])
 
 
 def gain(rows: Mapping[str, Mapping[str, Any]]) -> float | None:

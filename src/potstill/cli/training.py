@@ -13,7 +13,7 @@ from potstill.cli.output import only_json, print_json
 from potstill.errors import RecipeError
 
 if TYPE_CHECKING:
-    from potstill.config import Recipe
+    from potstill.config import NetworkConfig, Recipe
     from potstill.procedures.run import Outcome
 
 __all__ = ["demo", "distill", "train"]
@@ -36,7 +36,7 @@ def train(arguments: Arguments = None, json: Json = False, resume: Resume = Fals
             "teacher section out."
         )
     outcome = _run(recipe, json, resume)
-    _show(outcome, json, then=f"potstill distill teacher.weights={outcome.folder} student.model=...")
+    _show(recipe, outcome, json, then=f"potstill distill teacher.weights={outcome.folder} student.model=...")
 
 
 def distill(arguments: Arguments = None, json: Json = False, resume: Resume = False) -> None:
@@ -51,7 +51,7 @@ def distill(arguments: Arguments = None, json: Json = False, resume: Resume = Fa
             "`potstill distill` learns from a teacher, and the recipe names none: give teacher.weights=RUN (a trained "
             "run's folder), or teacher.model and teacher.weights; or use `potstill train`."
         )
-    _show(_run(recipe, json, resume), json)
+    _show(recipe, _run(recipe, json, resume), json)
 
 
 def demo(
@@ -76,12 +76,15 @@ def demo(
         from potstill.procedures.demo import clear_demo, demo_recipe, run_demo
 
         recipe = demo_recipe(run, overrides)
-        if fresh and is_main_process():
-            clear_demo(run)
-        outcome = _joined(
-            recipe, console, lambda processes, interrupt, make: run_demo(recipe, run, processes, interrupt, make)
-        )
-    _show(outcome, json)
+
+        def work(processes: Any, interrupt: Any, make: Any) -> "Outcome":
+            if fresh and processes.main:
+                clear_demo(run)
+            processes.wait()
+            return run_demo(recipe, run, processes, interrupt, make)
+
+        outcome = _joined(recipe, console, work)
+    _show(recipe, outcome, json)
 
 
 def _run(recipe: "Recipe", json: bool, resume: bool) -> "Outcome":
@@ -112,7 +115,7 @@ def _joined(recipe: "Recipe", console: Any, work: Any) -> "Outcome":
             raise typer.Exit(128 + (interrupt.signal or signal.SIGTERM)) from None
 
 
-def _show(outcome: "Outcome", json: bool, then: str | None = None) -> None:
+def _show(recipe: "Recipe", outcome: "Outcome", json: bool, then: str | None = None) -> None:
     """The result's table, and what to do next."""
     if not is_main_process():
         return
@@ -123,7 +126,10 @@ def _show(outcome: "Outcome", json: bool, then: str | None = None) -> None:
         print_json({"folder": str(outcome.folder), "rows": outcome.rows, "difference": difference})
         return
     console = open_console()
-    console.print(results_table(outcome.rows))
+    models = {"control": _called(recipe.student), "student": _called(recipe.student)}
+    if recipe.teacher is not None:
+        models["teacher"] = _called(recipe.teacher)
+    console.print(results_table(outcome.rows, models))
     if difference is not None:
         better = "better" if difference > 0 else "worse" if difference < 0 else "no better and no worse"
         amount = f"{abs(difference):.2f} points " if difference else ""
@@ -131,3 +137,12 @@ def _show(outcome: "Outcome", json: bool, then: str | None = None) -> None:
     console.print(f"Everything is in {outcome.folder}. Next: potstill export {outcome.folder}", soft_wrap=True)
     if then:
         console.print(f"To teach a smaller one: {then}", soft_wrap=True)
+
+
+def _called(network: "NetworkConfig") -> str:
+    """A network's name for people: its model, or that of the run that it comes from."""
+    if network.model is not None or network.weights is None:
+        return network.model or ""
+    from potstill.networks.build import read_card
+
+    return read_card(network.weights).model
