@@ -18,7 +18,7 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Callable[[str], Path]:
-    """A folder of the real data sets by name; a test that asks for one that is not there is skipped, with the reason."""
+    """A folder of the real data by name; a test that asks for one that is not there is skipped, with the reason."""
     base = Path(os.environ.get("POTSTILL_TEST_DATA") or ROOT.parent / "shared" / "data")
 
     def folder(name: str) -> Path:
