@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import torch
@@ -54,10 +55,11 @@ def die_half_way_through_a_checkpoint() -> None:
     """The third checkpoint of this life is cut short: half its bytes, then SIGKILL."""
     save, count = torch.save, iter(range(1, 100))
 
-    def half(state: object, path: Path) -> None:
-        save(state, path)
+    def half(state: object, file: BinaryIO) -> None:
+        save(state, file)
         if next(count) == 3:
-            os.truncate(path, path.stat().st_size // 2)
+            file.flush()
+            os.ftruncate(file.fileno(), file.tell() // 2)
             os.kill(os.getpid(), signal.SIGKILL)
 
     torch.save = half

@@ -27,6 +27,7 @@ from potstill.procedures.networks import (
     student_card,
 )  # fmt: skip
 from potstill.tasks.classification import evaluate
+from potstill.tasks.transfer import evaluate_transfer
 from potstill.training.checkpoints import Checkpoints
 from potstill.training.distributed import Processes
 from potstill.training.ema import WeightAverage
@@ -130,8 +131,11 @@ class _Run:
             autocast = _autocast(self.recipe)
 
             def judge() -> dict[str, float]:
-                if self.data.val is None or not self.data.labelled:
+                if self.data.val is None:
                     return {}
+                if not self.data.labelled:
+                    whole = TrainingStep(judged, self.objective, autocast=autocast)
+                    return evaluate_transfer(whole, self.teacher, self.data.val.epoch(0), self.processes)
                 return evaluate(judged, self.data.val.epoch(0), self.processes, autocast=autocast)
 
             history = Loop(
@@ -155,7 +159,7 @@ class _Run:
             self.teacher.verify()
             rows["teacher"] = _teacher_row(self.teacher, self.data, self.processes)
         skipped = all_skipped(self.processes.gathered(self.data.skipped))
-        rows["student"] = {name: history[-1][name] for name in ("top1", "top5", "val_loss") if name in history[-1]}
+        rows["student"] = {name: value for name, value in history[-1].items() if name.startswith(("top", "val_"))}
         if self.processes.main:
             rows["student"] |= asdict(measure_cost(judged, (3, self.data.size, self.data.size)))
             ship_student(self.folder.path, judged, student_card(self.recipe, self.student, self.data))
