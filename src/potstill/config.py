@@ -15,7 +15,9 @@ __all__ = [
 
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 Triple = tuple[float, float, float]
 
 
@@ -34,7 +36,9 @@ class DataConfig(_Section):
         None,
         description="part kept for validation where the data have no split; none: 0.1 (0.2 of the digits); 0: nothing",
     )
-    split_seed: int = Field(0, description="seed of that split; apart from the run's seed, so that seeds share a split")
+    split_seed: Seed = Field(
+        0, description="seed of that split; apart from the run's seed, so that seeds share a split"
+    )
     image_column: str | None = Field(None, description="Parquet: the image column; found by itself where it is one")
     label_column: str | None = Field(None, description="Parquet: the label column; found by itself where it is one")
     size: Positive | None = Field(
@@ -102,7 +106,7 @@ class OptimizerConfig(_Section):
     )
     momentum: Fraction = Field(0.9, description="sgd only")
     nesterov: bool = Field(False, description="sgd only")
-    betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="adamw only")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="adamw only")
     weight_decay: Annotated[float, Field(ge=0.0)] = Field(5e-4, description="of all parameters, projectors among them")
     decay_norm_and_bias: bool = Field(
         True, description="false: no decay of batch norms and biases (parameters of one axis)"
@@ -110,7 +114,9 @@ class OptimizerConfig(_Section):
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> "OptimizerConfig":
-        if self.name == "sgd" and self.nesterov and self.momentum == 0:
+        if self.nesterov and self.name != "sgd":
+            raise ValueError(f"optimizer.nesterov=true is for sgd; {self.name} has none.")
+        if self.nesterov and self.momentum == 0:
             raise ValueError("optimizer.nesterov=true needs a momentum above 0; got optimizer.momentum=0.")
         return self
 
@@ -171,7 +177,7 @@ class Recipe(_Section):
     channels_last: bool = True
     compile: bool = False
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
-    seed: int = 0
+    seed: Seed = 0
     control: bool = Field(False, description="distill: also train the same student without the teacher, and compare")
     run: str | None = Field(None, description="the run's folder; none: runs/ and a name made of the recipe")
     checkpoint: CheckpointConfig = CheckpointConfig()

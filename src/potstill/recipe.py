@@ -75,6 +75,7 @@ def parse_recipe(raw: dict[str, Any], where: str = "the recipe") -> Recipe:
     for name, value in (objective if isinstance(objective, dict) else {}).items():
         hyper = {k: v for k, v in value.items() if k != "weight"} if isinstance(value, dict) else {}
         problems += [f"objective.{name}: {problem}" for problem in check_hyper(str(name), hyper)]
+        problems += _weight_problems(str(name), value)
     if problems or recipe is None:
         problems = list(dict.fromkeys(problems))
         if len(problems) == 1:
@@ -140,6 +141,16 @@ def _sentence(item: Any) -> str:
         return str(item["ctx"]["error"])
     message = item["msg"][0].lower() + item["msg"][1:]
     return f"{key} is {item['input']!r}: {message}."
+
+
+def _weight_problems(name: str, value: Any) -> list[str]:
+    """What is wrong with a term's weight where it is a number or missing; pydantic tells of the rest."""
+    if isinstance(value, dict) and "weight" not in value:
+        return [f"objective.{name} has no weight; write it as {name}: {{weight: 1, ...}}."]
+    weight = value["weight"] if isinstance(value, dict) else value
+    if isinstance(weight, int | float) and weight <= 0:
+        return [f"objective.{name} has the weight {weight}; expected a positive number, or leave {name} out."]
+    return []
 
 
 def _fields_at(loc: list[str]) -> list[str]:

@@ -1,7 +1,7 @@
 """What a student is trained on: a weighted sum of methods."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,10 +12,10 @@ from potstill.batch import Batch
 from potstill.errors import RecipeError
 from potstill.methods.base import Method, Needs, Setting
 from potstill.methods.numerics import full_precision
-from potstill.methods.registry import build_method
+from potstill.methods.registry import build_method, find_method
 from potstill.networks.features import Features
 
-__all__ = ["KD_OBJECTIVE", "PEFD_OBJECTIVE", "Objective", "share_warnings"]
+__all__ = ["KD_OBJECTIVE", "PEFD_OBJECTIVE", "Objective", "check_terms", "share_warnings"]
 
 PEFD_OBJECTIVE: dict[str, float | dict[str, Any]] = {"ce": 1.0, "pefd": {"weight": 25.0, "projectors": 3}}
 """The PEFD paper's, for every pair of networks and every data set (arXiv 2210.15274, section 4)."""
@@ -80,30 +80,8 @@ class Objective(nn.Module):
         return [name for name, method in self.methods.items() if "logits" in method.needs.teacher]
 
     def check(self, *, labels: bool, teacher: bool) -> None:
-        """Refuse data or a lack of teacher that some term cannot work with.
-
-        Args:
-            labels: whether the data has labels.
-            teacher: whether there is a teacher.
-
-        Raises:
-            RecipeError: names the terms and what to do.
-        """
-        missing: list[str] = []
-        unlabelled = [name for name, method in self.methods.items() if method.needs.labels]
-        if unlabelled and not labels:
-            missing.append(
-                f"The data has no labels, but {_who_needs(unlabelled)} them: take {_them(unlabelled)} out, or use data "
-                "with labels."
-            )
-        taught = [name for name, method in self.methods.items() if method.needs.teacher]
-        if taught and not teacher:
-            missing.append(
-                f"There is no teacher, but {_who_needs(taught)} one: name it in teacher.model, or take "
-                f"{_them(taught)} out."
-            )
-        if missing:
-            raise RecipeError(" ".join(missing))
+        """Refuse data or a lack of teacher that some term cannot work with; see :func:`check_terms`."""
+        check_terms(self.weights, labels=labels, teacher=teacher)
 
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> dict[str, Tensor]:
         """Each term by name, unweighted, and their weighted sum as ``"total"``; all scalars on the device.
@@ -145,6 +123,34 @@ class Objective(nn.Module):
             )
         whole = torch.stack(list(norms.values())).sum().clamp_min(torch.finfo(torch.float32).tiny)
         return {name: norm / whole for name, norm in norms.items()}
+
+
+def check_terms(names: Iterable[str], *, labels: bool, teacher: bool) -> None:
+    """Refuse data or a lack of teacher that one of these methods cannot work with; needs no networks yet.
+
+    Args:
+        names: of the objective's methods.
+        labels: whether the data has labels.
+        teacher: whether there is a teacher.
+
+    Raises:
+        RecipeError: names the terms and what to do.
+    """
+    needs = {name: find_method(name).needs for name in names}
+    missing: list[str] = []
+    unlabelled = [name for name, need in needs.items() if need.labels]
+    if unlabelled and not labels:
+        missing.append(
+            f"The data has no labels, but {_who_needs(unlabelled)} them: take {_them(unlabelled)} out, or use data "
+            "with labels."
+        )
+    taught = [name for name, need in needs.items() if need.teacher]
+    if taught and not teacher:
+        missing.append(
+            f"There is no teacher, but {_who_needs(taught)} one: name it in teacher.model, or take {_them(taught)} out."
+        )
+    if missing:
+        raise RecipeError(" ".join(missing))
 
 
 def share_warnings(shares: Mapping[str, float]) -> list[str]:

@@ -128,6 +128,8 @@ def make_own(model: str, classes: int | None, pretrained: bool, args: dict[str, 
 
 def find_factory(model: str) -> Callable[..., Any]:
     path, _, name = model.partition(":")
+    if not path or not name or path.startswith("."):
+        raise NetworkError(f"unknown model {model!r}: a factory of your own is named package.module:factory")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # last: a user's file must not hide an installed package
     try:

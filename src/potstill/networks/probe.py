@@ -62,7 +62,7 @@ def run_probe(network: nn.Module, images: Tensor) -> Any:
         return network(images)
     except Exception as error:
         size = tuple(images.shape[1:])
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
         raise NetworkError(
             f"{type(network).__name__} does not run on images of {size}: {reason}. Give input_size the size of your "
             "images, or build the network for it (many transformers take args: {img_size: N})"

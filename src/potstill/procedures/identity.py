@@ -37,7 +37,7 @@ def must_be_the_same(recipe: Recipe, folder: RunFolder, identity: dict[str, Any]
     Raises:
         RunError: names each field that differs.
     """
-    if not folder.begun:
+    if not folder.begun or not folder.recipe.exists():
         if foreign := folder.foreign():
             raise RunError(
                 f"{folder.path} holds files that are no run of Potstill ({', '.join(foreign[:3])}); give another run=."

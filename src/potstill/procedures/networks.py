@@ -9,7 +9,7 @@ import torch
 from potstill.config import NetworkConfig, Recipe, TeacherConfig
 from potstill.errors import RecipeError
 from potstill.methods.base import Setting
-from potstill.methods.objective import PEFD_OBJECTIVE, Objective
+from potstill.methods.objective import PEFD_OBJECTIVE, Objective, check_terms
 from potstill.networks.build import build_network
 from potstill.networks.card import NetworkCard, read_card
 from potstill.networks.tap import Tapped, Taps
@@ -86,8 +86,9 @@ def build_objective(recipe: Recipe, student: Tapped, teacher: Teacher | None, da
         RecipeError: for an objective that these networks or these data cannot serve: a method that reads labels
             without labels, one that reads a teacher without one, one that compares logits of other classes.
     """
-    objective = Objective(Setting(student.spec, teacher.spec if teacher else None), default_objective(recipe))
-    objective.check(labels=data.labelled, teacher=teacher is not None)
+    terms = default_objective(recipe)
+    check_terms(terms, labels=data.labelled, teacher=teacher is not None)  # before a method misses the classes
+    objective = Objective(Setting(student.spec, teacher.spec if teacher else None), terms)
     if teacher and not objective.needs.teacher:
         raise RecipeError(
             f"There is a teacher, but no method of the objective ({', '.join(objective.weights)}) reads it. Add one, "

@@ -92,6 +92,8 @@ def _device(name: str, local_rank: int, world: int) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise RunError(f"device={name} is no device that PyTorch knows; use auto, cpu, cuda, cuda:1 or mps.") from None
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise RunError(f"device={name} is no device that Potstill trains on; use auto, cpu, cuda, cuda:1 or mps.")
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise RunError(f"device={name}: this machine has no CUDA device that PyTorch can use; use device=cpu.")

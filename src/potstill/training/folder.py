@@ -16,7 +16,7 @@ from potstill.training.checkpoints import Checkpoints, write_atomically
 __all__ = ["RunFolder"]
 
 # What a folder can hold before its first checkpoint, beside the recipe; the control is a run of its own.
-_FIRST = (".lock", "control", "identity.json", "checkpoints", "steps.jsonl", "metrics.csv")
+_FIRST = (".lock", "control", "identity.json", "steps.jsonl", "metrics.csv")
 
 
 class RunFolder:
@@ -46,11 +46,13 @@ class RunFolder:
         return finished or Checkpoints(self.checkpoints).newest() is not None
 
     def foreign(self) -> list[str]:
-        """The names of the files in a folder with no run in it that no run has begun to write either."""
+        """The names of what a folder holds beside the beginnings of a run, or of a run's files without a recipe."""
         names = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
         own = {*_FIRST, *(f"{name}.part" for name in _FIRST)}
         if "identity.json" in names:  # written first: with it, a recipe is the run's copy and not somebody's own file
             own |= {"recipe.yaml", "recipe.yaml.part"}
+        if "recipe.yaml" in names or not self.begun:
+            own |= {"checkpoints"}
         return sorted(names - own)
 
     @contextlib.contextmanager

@@ -21,6 +21,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -134,7 +135,7 @@ class Loop:
         if self.processes.main:
             self.checkpoints.clear_parts()
         if newest := self.checkpoints.newest():
-            self._load(self.checkpoints.load(newest))
+            self._resume(newest)
         module = self._distributed()
         settings, steps = self.settings, self.loader.steps
         self.reporter.started(self.epoch, self.done, steps, settings.epochs)
@@ -263,6 +264,17 @@ class Loop:
             path = self.checkpoints.save(position, state)
         self.processes.wait()
         return path
+
+    def _resume(self, path: Path) -> None:
+        state = self.checkpoints.load(path)
+        try:
+            self._load(state)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:  # another shape of state, or of the network's
+            reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error).splitlines()[0].rstrip(":.")
+            raise RunError(
+                f"The checkpoint {path} does not fit this run ({reason}): another version of Potstill or of the "
+                "network wrote it. Go on with that version, or give another run= to start again."
+            ) from error
 
     def _load(self, state: dict[str, Any]) -> None:
         self.epoch, self.done, self.history = state["epoch"], state["done"], state["history"]
