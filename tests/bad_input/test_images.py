@@ -3,6 +3,8 @@
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -116,3 +118,18 @@ def test_every_kind_of_image_trains(trains, quick, loader, tmp_path):
     trains("train", *quick, *loader, f"data.path={tmp_path / 'data'}", f"run={run}", "data.val_fraction=0")
     data = json.loads((run / "result.json").read_text())["data"]
     assert (data["train"], data["skipped"]) == (20, {"train": {}, "val": {}})
+
+
+def test_a_damaged_row_of_parquet(refused, trains, quick, draw, loader, tmp_path):
+    content = [file.read_bytes() for file in draw(tmp_path / "pictures", 6)]
+    content[4] = content[4][:50]
+    table = pa.table({"image": [{"bytes": one} for one in content], "label": [0, 1] * 3})
+    pq.write_table(table, tmp_path / "train.parquet")
+    values = [*quick, *loader, f"data.path={tmp_path / 'train.parquet'}", "data.val_fraction=0"]
+    said = refused("train", *values, f"run={tmp_path / 'run'}")
+    assert "Cannot read the image row 4 of " in said
+    assert "train.parquet" in said
+    trains("train", *values, f"run={tmp_path / 'run'}", "data.on_error=skip")
+    data = json.loads((tmp_path / "run" / "result.json").read_text())["data"]
+    (place,) = data["skipped"]["train"]
+    assert (data["train"], place.startswith("row 4 of ")) == (5, True)
