@@ -30,9 +30,10 @@ from potstill.networks.teacher import Teacher
 from potstill.training.checkpoints import Checkpoints
 from potstill.training.distributed import Processes
 from potstill.training.interrupts import Interrupt
-from potstill.training.loop import Loop, Settings
+from potstill.training.loop import Loop
 from potstill.training.optimizers import make_optimizer
 from potstill.training.reporting import Silent
+from potstill.training.settings import Settings
 from potstill.training.step import TrainingStep
 
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)

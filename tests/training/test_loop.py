@@ -20,9 +20,10 @@ from potstill.training.checkpoints import Checkpoints
 from potstill.training.distributed import Processes
 from potstill.training.ema import WeightAverage
 from potstill.training.interrupts import Interrupt
-from potstill.training.loop import Loop, NonFiniteLoss, Settings
+from potstill.training.loop import Loop
 from potstill.training.optimizers import make_optimizer
 from potstill.training.reporting import Silent
+from potstill.training.settings import NonFiniteLoss, Settings
 from potstill.training.step import TrainingStep
 
 HALF = (0.5, 0.5, 0.5)

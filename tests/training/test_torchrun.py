@@ -97,3 +97,10 @@ def test_with_batch_norm_the_curve_is_close(place: Path) -> None:
     one, two = run(place, "bn-one", 1, *networks), run(place, "bn-two", 2, *networks)
     assert [row["total"] for row in two] == pytest.approx([row["total"] for row in one], rel=0.1)
     assert two[0]["total"] == pytest.approx(one[0]["total"], rel=0.02)
+    # Both processes judge the network that ships: with the first one's running statistics, not each with its own.
+    judged = json.loads((place / "bn-two" / "result.json").read_text())["rows"]["student"]
+    shipped = subprocess.run(
+        [sys.executable, "-m", "potstill", "evaluate", "bn-two", "--json"],
+        cwd=place, env=environment(place), capture_output=True, text=True, timeout=240, check=True,
+    )  # fmt: skip
+    assert json.loads(shipped.stdout)["top1"] == pytest.approx(judged["top1"])

@@ -56,7 +56,12 @@ def distill(arguments: Arguments = None, json: Json = False, resume: Resume = Fa
 
 def demo(
     arguments: Arguments = None,
-    run: Annotated[Path, typer.Option("--run", help="The folder for its three runs.")] = Path("runs/demo"),
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            "--run", help="The folder for its three runs, also as run=FOLDER; runs/demo by default.", show_default=False
+        ),
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Train anew, also where it is finished.")] = False,
     json: Json = False,
 ) -> None:
@@ -76,12 +81,13 @@ def demo(
         from potstill.procedures.demo import clear_demo, demo_recipe, run_demo
 
         recipe = demo_recipe(run, overrides)
+        folder = Path(str(recipe.run)).parent
 
         def work(processes: Any, interrupt: Any, make: Any) -> "Outcome":
             if fresh and processes.main:
-                clear_demo(run)
+                clear_demo(folder)
             processes.wait()
-            return run_demo(recipe, run, processes, interrupt, make)
+            return run_demo(recipe, folder, processes, interrupt, make)
 
         outcome = _joined(recipe, console, work)
     _show(recipe, outcome, json)
@@ -102,7 +108,7 @@ def _joined(recipe: "Recipe", console: Any, work: Any) -> "Outcome":
     """Work with this run's processes, its interrupt and its reporters; leave with a signal's code where one came."""
     from potstill.training.distributed import joined
     from potstill.training.interrupts import watching
-    from potstill.training.loop import Stopped
+    from potstill.training.settings import Stopped
     from potstill.training.progress import progress_on
 
     with joined(recipe.device) as processes, watching() as interrupt:

@@ -91,8 +91,12 @@ class _Keys(Sampler[tuple[Tensor, int]]):
 
 
 def _start_worker(number: int) -> None:
-    """Leave Ctrl-C to the main process, which stops its workers itself."""
+    """Leave being told to stop to the main process, which saves first and then stops its workers itself.
+
+    Ctrl-C, ``timeout`` and cluster schedulers signal the whole group of processes.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class StreamingLoader:

@@ -94,6 +94,8 @@ def build_objective(recipe: Recipe, student: Tapped, teacher: Teacher | None, da
             f"There is a teacher, but no method of the objective ({', '.join(objective.weights)}) reads it. Add one, "
             "such as pefd, or take the teacher section out."
         )
+    if student.spec.classes and "logits" not in objective.needs.student:
+        log.warning("No method of the objective reads the student's logits: its classifier stays as it was drawn.")
     if teacher and objective.compares_logits and data.labelled and teacher.spec.classes != len(data.classes):
         names = " and ".join(objective.compares_logits)
         raise RecipeError(

@@ -33,10 +33,11 @@ from potstill.training.distributed import Processes
 from potstill.training.ema import WeightAverage
 from potstill.training.folder import RunFolder
 from potstill.training.interrupts import Interrupt
-from potstill.training.loop import Loop, Settings
+from potstill.training.loop import Loop
 from potstill.training.optimizers import make_optimizer
 from potstill.training.reporting import Reporter
 from potstill.training.schedules import Schedule
+from potstill.training.settings import Settings
 from potstill.training.step import TrainingStep
 
 __all__ = ["Outcome", "distill", "resolve"]
@@ -108,24 +109,17 @@ class _Run:
         torch.manual_seed(recipe.seed)  # the projectors' draws do not depend on how many the student took
         self.objective = build_objective(recipe, self.student, self.teacher, data)
         self.identity = {"data": data.identity, "teacher": self.teacher.identity if self.teacher else None}
-        if processes.main:
-            must_be_the_same(recipe, folder, self.identity)
+        processes.on_main(lambda: must_be_the_same(recipe, folder, self.identity))
 
     def train(
         self, interrupt: Interrupt, reporter: Callable[[str, RunFolder], Reporter], title: str
     ) -> dict[str, dict[str, Any]]:
         """Train, or go on training, or find it done; return the rows of the student and the teacher."""
-        if result := self.folder.result():
+        if any(self.processes.gathered(self.folder.result() is not None)):
             log.info("%s is finished; its result is shown again. Give another run= to train anew.", self.folder.path)
-            return result["rows"]
-        with self.folder.owned() if self.processes.main else contextlib.nullcontext():
-            if self.processes.main:
-                # Once more: another process may have worked here between the first look and the lock.
-                must_be_the_same(self.recipe, self.folder, self.identity)
-                if not self.folder.begun:
-                    self.folder.write_identity(self.identity)
-                    self.folder.write_text("recipe.yaml", recipe_with_head(self.recipe))
-            self.processes.wait()
+            return (self.folder.result() or {"rows": {"student": {}}})["rows"]
+        with contextlib.ExitStack() as stack:
+            self.processes.on_main(lambda: self._begin(stack))
             step, average = self._step()
             judged: Tapped = average.network if average else self.student  # type: ignore[assignment]
             autocast = _autocast(self.recipe)
@@ -133,6 +127,7 @@ class _Run:
             def judge() -> dict[str, float]:
                 if self.data.val is None:
                     return {}
+                self.processes.align(judged)
                 if not self.data.labelled:
                     whole = TrainingStep(judged, self.objective, autocast=autocast)
                     return evaluate_transfer(whole, self.teacher, self.data.val.epoch(0), self.processes)
@@ -146,11 +141,22 @@ class _Run:
             ).run()  # fmt: skip
             return self._finish(judged, history)
 
+    def _begin(self, stack: contextlib.ExitStack) -> None:
+        stack.enter_context(self.folder.owned())
+        # Once more: another process may have worked here between the first look and the lock.
+        must_be_the_same(self.recipe, self.folder, self.identity)
+        if not self.folder.begun:
+            self.folder.write_identity(self.identity)
+            self.folder.write_text("recipe.yaml", recipe_with_head(self.recipe))
+
     def _step(self) -> tuple[TrainingStep, WeightAverage | None]:
         memory = torch.channels_last if self.recipe.channels_last else torch.contiguous_format
         self.student.to(self.processes.device).to(memory_format=memory)
         self.objective.to(self.processes.device)
-        step = TrainingStep(self.student, self.objective, autocast=_autocast(self.recipe), compiled=self.recipe.compile)
+        step = TrainingStep(
+            self.student, self.objective, autocast=_autocast(self.recipe), compiled=self.recipe.compile,
+            channels_last=self.recipe.channels_last,
+        )  # fmt: skip
         return step, WeightAverage(self.student, self.recipe.ema) if self.recipe.ema else None
 
     def _finish(self, judged: Tapped, history: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -160,10 +166,13 @@ class _Run:
             rows["teacher"] = _teacher_row(self.teacher, self.data, self.processes)
         skipped = all_skipped(self.processes.gathered(self.data.skipped))
         rows["student"] = {name: value for name, value in history[-1].items() if name.startswith(("top", "val_"))}
-        if self.processes.main:
-            rows["student"] |= asdict(measure_cost(judged, (3, self.data.size, self.data.size)))
+
+        def ship() -> None:
             ship_student(self.folder.path, judged, student_card(self.recipe, self.student, self.data))
+            rows["student"] |= asdict(measure_cost(judged, (3, self.data.size, self.data.size)))
             self.folder.write_result(_result(rows, self.recipe, self.data, self.identity, history, skipped))
+
+        self.processes.on_main(ship)
         return rows
 
 

@@ -97,20 +97,23 @@ def write_atomically(path: Path, write: Any) -> None:
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
+        reason = _reason(error)
+        if reason is None:  # nothing that the system said: not the disk's fault
+            raise
         raise RunError(
-            f"{path} could not be written: {_reason(error)}. What was there before is whole; when that is mended, the "
+            f"{path} could not be written: {reason}. What was there before is whole; when that is mended, the "
             "same command goes on."
         ) from None
 
 
-def _reason(error: BaseException) -> str:
-    """What the system said, which lies below what torch made of it."""
+def _reason(error: BaseException) -> str | None:
+    """What the system said, which lies below what torch made of it; None where it said nothing."""
     below: BaseException | None = error
     while below is not None:
-        if isinstance(below, OSError) and below.strerror:
-            return below.strerror
+        if isinstance(below, OSError):
+            return below.strerror or str(below)
         below = below.__context__
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return None
 
 
 def _flush_folder(folder: Path) -> None:

@@ -1,18 +1,20 @@
 """The processes of a run: one, or as many as ``torchrun`` started."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
-from potstill.errors import RunError
+from potstill.errors import PotstillError, RunError
 
 __all__ = ["Processes", "joined"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,34 @@ class Processes:
         values: list[Any] = [None] * self.world
         dist.all_gather_object(values, value)
         return values
+
+    def on_main(self, work: Callable[[], T]) -> T | None:
+        """Do something on the main process alone; where it fails there, all processes end.
+
+        Returns:
+            What ``work`` returned on the main process, None on the others.
+
+        Raises:
+            PotstillError: on the main process, what ``work`` raised. The others leave without a word (``SystemExit``),
+                so that the mistake is told once and nobody waits for a process that is gone.
+        """
+        result, failure = None, None
+        if self.main:
+            try:
+                result = work()
+            except PotstillError as error:
+                failure = error
+        if any(self.gathered(failure is not None)):
+            if failure is not None:
+                raise failure
+            raise SystemExit(2)
+        return result
+
+    def align(self, module: nn.Module) -> None:
+        """Give every process the main one's buffers (the running statistics of batch norms, which are its own else)."""
+        if self.world > 1:
+            for buffer in module.buffers():
+                dist.broadcast(buffer, 0)
 
     def wait(self) -> None:
         """Wait until every process is here."""

@@ -19,10 +19,8 @@ rate of (step, steps): so a state is weights, optimiser, averages and counters, 
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,47 +34,14 @@ from potstill.training.distributed import Processes
 from potstill.training.ema import WeightAverage
 from potstill.training.interrupts import Interrupt
 from potstill.training.reporting import Reporter
-from potstill.training.schedules import Schedule
+from potstill.training.settings import Loader, NonFiniteLoss, Settings, Stopped
+from potstill.training.state import restore, snapshot, weights_norm
 from potstill.training.step import TrainingStep
 from potstill.training.tally import Tally
 
-__all__ = ["Loader", "Loop", "NonFiniteLoss", "Settings", "Stopped"]
+__all__ = ["Loop"]
 
-
-class Loader(Protocol):
-    """Where batches come from."""
-
-    @property
-    def steps(self) -> int:
-        """Optimiser steps an epoch."""
-
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[list[Batch]]:
-        """This process's micro-batches, a list for each step, from step ``start`` on."""
-
-
-class Stopped(RunError):
-    """The run was told to stop, and saved itself."""
-
-
-class NonFiniteLoss(RunError):
-    """A loss became infinite or NaN."""
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """Numbers of the loop; the recipe's fields of the same names say what each one is."""
-
-    epochs: int
-    seed: int = 0
-    lr: float = 0.05
-    schedule: Schedule = field(default_factory=Schedule)
-    clip: float | None = None
-    fp16: bool = False
-    log_every: int = 50
-    shares_every: int = 500
-    evaluate_every: int = 1
-    checkpoint_epochs: int = 1
-    checkpoint_steps: int = 0
+_AGREE_EVERY = 10  # steps between two times that several processes ask each other whether to stop
 
 
 class Loop:
@@ -122,7 +87,7 @@ class Loop:
         self.tally = Tally([*step.objective.weights, "total"], processes)
         self.history: list[dict[str, Any]] = []
         self.epoch = self.done = 0  # the epoch at hand, and how many of its steps are done
-        self._seconds, self._since = 0.0, time.perf_counter()  # training time of this epoch before, and from when on
+        self.seconds, self._since = 0.0, time.perf_counter()  # training time of this epoch before, and from when on
         self._teacher_maps = "maps" in step.objective.needs.teacher
 
     def run(self) -> list[dict[str, Any]]:
@@ -132,10 +97,8 @@ class Loop:
             Stopped: told to stop by a signal; the state is saved.
             NonFiniteLoss: names the last good checkpoint.
         """
-        if self.processes.main:
-            self.checkpoints.clear_parts()
-        if newest := self.checkpoints.newest():
-            self._resume(newest)
+        self.processes.on_main(self.checkpoints.clear_parts)
+        self._resume()
         module = self._distributed()
         settings, steps = self.settings, self.loader.steps
         self.reporter.started(self.epoch, self.done, steps, settings.epochs)
@@ -209,16 +172,20 @@ class Loop:
         position = (self.epoch + 1) * self.loader.steps
         self._must_be_finite(means, position)
         row: dict[str, Any] = {"epoch": self.epoch + 1, "step": position, "lr": self.optimizer.param_groups[0]["lr"]}
-        row |= means | {"seconds": self._seconds + time.perf_counter() - self._since}
+        row |= means | {"seconds": self.seconds + time.perf_counter() - self._since}
         last = self.epoch + 1 == self.settings.epochs
         if last or (self.epoch + 1) % self.settings.evaluate_every == 0:
             row |= self.evaluate()
         self.history.append(row)
         self.tally.reset()
-        self.epoch, self.done, self._seconds = self.epoch + 1, 0, 0.0
+        self.epoch, self.done, self.seconds = self.epoch + 1, 0, 0.0
         self.reporter.finished_epoch(row, self.history)
         if last or self.epoch % self.settings.checkpoint_epochs == 0:
             self._save(position)
+
+    def seconds_so_far(self) -> float:
+        """Training time of the epoch at hand, over all its parts where it was interrupted."""
+        return self.seconds + time.perf_counter() - self._since if self.done else 0.0
 
     def _must_be_finite(self, means: dict[str, float], position: int) -> None:
         bad = [f"{name}={value}" for name, value in means.items() if not math.isfinite(value)]
@@ -234,8 +201,8 @@ class Loop:
     def _told_to_stop(self, position: int) -> bool:
         if self.processes.world == 1:
             return bool(self.interrupt)
-        # Processes are told at different steps: they agree when they wait for each other anyway.
-        return position % self.settings.log_every == 0 and self.processes.any(bool(self.interrupt))
+        # Processes are told at different steps and must leave at the same one; torchrun gives them thirty seconds.
+        return position % _AGREE_EVERY == 0 and self.processes.any(bool(self.interrupt))
 
     def _stop(self, position: int) -> None:
         path = self._save(position)
@@ -243,53 +210,20 @@ class Loop:
         raise Stopped(f"Stopped by {name} after step {position}; saved {path}. The same command goes on from there.")
 
     def _save(self, position: int) -> Any:
-        tally, skipped = self.tally.state(), self.processes.gathered(self.skipped)
-        norms = torch.stack(torch._foreach_norm([p.detach() for p in self.step.parameters()]))
-        self._must_be_finite(self.tally.epoch() | {"weights": norms.sum().item()}, position)
-        path = None
-        if self.processes.main:
-            state = {
-                "epoch": self.epoch,
-                "done": self.done,
-                "seconds": self._seconds + time.perf_counter() - self._since if self.done else 0.0,
-                "history": self.history,
-                "student": self.step.student.network.state_dict(),
-                "objective": self.step.objective.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(),
-                "average": self.average.state_dict() if self.average else None,
-                "tally": tally,
-                "skipped": skipped,
-            }
-            path = self.checkpoints.save(position, state)
-        self.processes.wait()
-        return path
+        state = snapshot(self)
+        self._must_be_finite(self.tally.epoch() | weights_norm(self.step), position)
+        return self.processes.on_main(lambda: self.checkpoints.save(position, state))
 
-    def _resume(self, path: Path) -> None:
-        state = self.checkpoints.load(path)
-        try:
-            self._load(state)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:  # another shape of state, or of the network's
-            reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error).splitlines()[0].rstrip(":.")
+    def _resume(self) -> None:
+        newest = self.checkpoints.newest()
+        names = self.processes.gathered(newest.name if newest else None)
+        if len(set(names)) > 1:
             raise RunError(
-                f"The checkpoint {path} does not fit this run ({reason}): another version of Potstill or of the "
-                "network wrote it. Go on with that version, or give another run= to start again."
-            ) from error
-
-    def _load(self, state: dict[str, Any]) -> None:
-        self.epoch, self.done, self.history = state["epoch"], state["done"], state["history"]
-        self._seconds = state["seconds"]
-        self.step.student.network.load_state_dict(state["student"])
-        self.step.objective.load_state_dict(state["objective"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.settings.fp16:
-            self.scaler.load_state_dict(state["scaler"])
-        if self.average is not None:
-            self.average.load_state_dict(state["average"])
-        self.tally.restore(state["tally"])
-        for found in state["skipped"]:
-            for name, images in found.items():
-                self.skipped.setdefault(name, {}).update(images)
+                f"The processes see different checkpoints in {self.checkpoints.folder}: {names}. The run's folder must "
+                "be one that all machines share."
+            )
+        if newest:
+            restore(self, self.checkpoints.load(newest), newest)
 
     def _distributed(self) -> nn.Module:
         if self.processes.world == 1:

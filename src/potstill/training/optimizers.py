@@ -35,7 +35,8 @@ def make_optimizer(
         nesterov: of SGD.
         betas: of AdamW.
         weight_decay: of all parameters, or of those that remain under the next argument.
-        decay_norm_and_bias: False spares parameters of one axis (batch norms, biases) the decay.
+        decay_norm_and_bias: False spares norms and biases the decay: parameters of one axis, and those named bias
+            (the projectors' biases are stacked, and have two).
 
     Raises:
         RecipeError: where nothing would train, or Nesterov is asked for without momentum.
@@ -45,18 +46,22 @@ def make_optimizer(
         >>> [(group["weight_decay"], len(group["params"])) for group in optimizer.param_groups]
         [(0.0005, 1), (0.0, 1)]
     """
-    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-    if not parameters:
+    named = [(name, p) for module in modules for name, p in module.named_parameters() if p.requires_grad]
+    if not named:
         raise RecipeError("Nothing would train: no parameter of the student or the objective asks for a gradient.")
     if decay_norm_and_bias:
-        groups = [{"params": parameters, "weight_decay": weight_decay}]
+        groups = [{"params": [p for _, p in named], "weight_decay": weight_decay}]
     else:
         groups = [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+            {"params": [p for name, p in named if not _spared(name, p)], "weight_decay": weight_decay},
+            {"params": [p for name, p in named if _spared(name, p)], "weight_decay": 0.0},
         ]
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, betas=betas)
     if nesterov and momentum == 0:
         raise RecipeError("optimizer.nesterov=true needs a momentum above 0; got optimizer.momentum=0.")
     return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov)
+
+
+def _spared(name: str, parameter: nn.Parameter) -> bool:
+    return parameter.ndim <= 1 or name.rpartition(".")[2].startswith("bias")

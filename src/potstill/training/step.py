@@ -19,15 +19,23 @@ class TrainingStep(nn.Module):
         objective: the weighted sum of methods, with their projectors.
         autocast: the dtype that the student computes in; None for float32. Losses are float32 always.
         compiled: run the student through ``torch.compile``.
+        channels_last: the memory format of the images; the student's weights should have the same.
     """
 
     def __init__(
-        self, student: Tapped, objective: Objective, *, autocast: torch.dtype | None = None, compiled: bool = False
+        self,
+        student: Tapped,
+        objective: Objective,
+        *,
+        autocast: torch.dtype | None = None,
+        compiled: bool = False,
+        channels_last: bool = True,
     ) -> None:
         super().__init__()
         self.student = student
         self.objective = objective
         self._autocast = autocast
+        self._memory = torch.channels_last if channels_last else torch.contiguous_format
         self._maps = "maps" in objective.needs.student
         # The compiled callable is kept outside the module tree: state dicts stay plain. Batches come in two sizes
         # (an epoch's last one is short); static shapes make one graph for each.
@@ -46,5 +54,5 @@ class TrainingStep(nn.Module):
         """
         network = self.student if eager else self.__dict__["_forward"]
         with torch.autocast(batch.images.device.type, dtype=self._autocast, enabled=self._autocast is not None):
-            student: Features = network(batch.images, maps=self._maps)
+            student: Features = network(batch.images.contiguous(memory_format=self._memory), maps=self._maps)
         return self.objective(student, teacher, batch), student

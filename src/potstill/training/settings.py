@@ -1,0 +1,47 @@
+"""What a loop is told, where its batches come from, and how it can end early."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from potstill.batch import Batch
+from potstill.errors import RunError
+from potstill.training.schedules import Schedule
+
+__all__ = ["Loader", "NonFiniteLoss", "Settings", "Stopped"]
+
+
+class Loader(Protocol):
+    """Where batches come from."""
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps an epoch."""
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[list[Batch]]:
+        """This process's micro-batches, a list for each step, from step ``start`` on."""
+
+
+class Stopped(RunError):
+    """The run was told to stop, and saved itself."""
+
+
+class NonFiniteLoss(RunError):
+    """A loss became infinite or NaN."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Numbers of the loop; the recipe's fields of the same names say what each one is."""
+
+    epochs: int
+    seed: int = 0
+    lr: float = 0.05
+    schedule: Schedule = field(default_factory=Schedule)
+    clip: float | None = None
+    fp16: bool = False
+    log_every: int = 50
+    shares_every: int = 500
+    evaluate_every: int = 1
+    checkpoint_epochs: int = 1
+    checkpoint_steps: int = 0

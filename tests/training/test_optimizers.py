@@ -1,0 +1,37 @@
+import pytest
+import torch
+from torch import nn
+
+from potstill.errors import RecipeError
+from potstill.projectors import ProjectorEnsemble
+from potstill.training.optimizers import make_optimizer
+
+
+def test_one_decay_for_everything_by_default() -> None:
+    optimizer = make_optimizer([nn.BatchNorm1d(3), ProjectorEnsemble(4, 8)])
+    assert [(len(g["params"]), g["weight_decay"]) for g in optimizer.param_groups] == [(4, 5e-4)]
+    assert (optimizer.defaults["momentum"], optimizer.defaults["nesterov"]) == (0.9, False)
+
+
+def test_norms_and_biases_can_be_spared_stacked_ones_too() -> None:
+    ensemble = ProjectorEnsemble(4, 8)
+    optimizer = make_optimizer([nn.BatchNorm1d(3), ensemble], decay_norm_and_bias=False)
+    decayed, spared = (group["params"] for group in optimizer.param_groups)
+    assert [tuple(p.shape) for p in decayed] == [(3, 8, 4)]
+    assert sorted(tuple(p.shape) for p in spared) == [(3,), (3,), (3, 8)]
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [5e-4, 0.0]
+
+
+def test_adamw() -> None:
+    optimizer = make_optimizer([nn.Linear(2, 2)], name="adamw", lr=1e-3, betas=(0.9, 0.95), weight_decay=0.3)
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert optimizer.param_groups[0]["betas"] == (0.9, 0.95)
+
+
+def test_frozen_parameters_are_left_out_and_nothing_to_train_is_an_error() -> None:
+    layer = nn.Linear(2, 2)
+    layer.weight.requires_grad_(False)
+    assert len(make_optimizer([layer]).param_groups[0]["params"]) == 1
+    layer.bias.requires_grad_(False)
+    with pytest.raises(RecipeError, match="Nothing would train"):
+        make_optimizer([layer])
