@@ -1,10 +1,12 @@
 """Files that would run code when they are loaded: refused, and nothing of it is run."""
 
 import pickle
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 
 class Evil:
@@ -58,6 +60,21 @@ def test_a_runs_card_may_not_choose_code(refused, quick, digits, teacher, mark, 
     said = refused("distill", *quick, *digits, f"teacher.weights={evil}", f"run={tmp_path / 'run'}")
     assert "a file may not choose by itself which code runs" in said
     assert not (tmp_path / "run").exists()
+
+
+def test_a_runs_recipe_may_not_choose_code(trains, quick, digits, tmp_path, monkeypatch):
+    run, mark = tmp_path / "run", tmp_path / "was-run"
+    trains("train", *quick, *digits, f"run={run}")
+    (tmp_path / "evil.py").write_text(f"open({str(mark)!r}, 'w').close()")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    recipe |= {"objective": {"evil:X": 1}, "teacher": {"model": "evil:X"}}
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert '"top1"' in trains("evaluate", run, "--json")
+    assert "student.safetensors" in trains("export", run, "--format", "safetensors")
+    assert not mark.exists()
+    assert "evil" not in sys.modules
 
 
 def test_a_checkpoint_that_would_run_code(refused, trains, contents, quick, digits, mark, tmp_path):

@@ -92,7 +92,7 @@ def test_a_recipe_file_with_overrides(potstill, tiny, tmp_path):
         (["train", "student.model=resnet8", "run=no-run", "--resume"], ["There is no run to go on with in no-run"]),
         (["demo", "recipe.yaml"], ["brings its own recipe"]),
         (["demo", "teacher.weights=x"], ["trains its own teacher"]),
-        (["demo", "run=x"], ["--run FOLDER"]),
+        (["demo", "run=x", "--run", "y"], ["given twice, as --run y and as run=x"]),
     ],
 )
 def test_mistakes_are_said_and_nothing_is_written(potstill, tmp_path, monkeypatch, arguments, messages):
@@ -180,7 +180,7 @@ def test_the_demo_trains_three_networks_and_shows_them_again(potstill, tmp_path)
     assert set(json.loads(again.stdout)["rows"]) == {"teacher", "control", "student"}
     assert "epoch 1/1" not in again.output
 
-    fresh = potstill("demo", *quick, "--fresh")
+    fresh = potstill("demo", *quick[:-2], f"run={folder}", "--fresh")
     assert "epoch 1/1  done" in fresh.stdout
 
 
@@ -190,4 +190,5 @@ def test_the_demo_deletes_nothing_that_is_not_its_own(potstill, tmp_path):
     result = potstill("demo", "--fresh", "--run", str(tmp_path))
     assert result.exit_code == 2
     assert "holds no run, so it is not deleted" in result.stderr
+    assert potstill("demo", "--fresh", f"run={tmp_path}").stderr == result.stderr
     assert (tmp_path / "student" / "thesis.txt").read_text() == "mine"

@@ -1,10 +1,12 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from potstill.data.open import open_data
+from potstill.networks.weights import read_weights, save_weights
 
 
 def test_evaluate_gives_what_the_run_ended_with(potstill, teacher_run):
@@ -18,6 +20,17 @@ def test_evaluate_gives_what_the_run_ended_with(potstill, teacher_run):
     table = potstill("evaluate", str(teacher_run)).stdout
     assert "1,618" in table
     assert f"{ended['top1']:.2f}" in table
+
+
+def test_a_loss_that_is_no_number_is_null_in_json(potstill, teacher_run, tmp_path):
+    run = shutil.copytree(teacher_run, tmp_path / "run")
+    weights = read_weights(run / "student.safetensors")
+    spoilt = {key: tensor / 0 if tensor.is_floating_point() else tensor for key, tensor in weights.items()}
+    save_weights(spoilt, run / "student.safetensors")
+    result = potstill("evaluate", str(run), "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["val_loss"] is None
+    assert "nan" in potstill("evaluate", str(run)).stdout
 
 
 def test_evaluate_weights_without_a_run(potstill, teacher_run):

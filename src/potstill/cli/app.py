@@ -50,7 +50,7 @@ def _frame(
     """Turn a large vision network into a small one by knowledge distillation, and see how well it worked."""
 
 
-app.command(epilog=_examples("potstill demo", "potstill demo seed=1 --run runs/demo-1", "potstill demo --fresh"))(demo)
+app.command(epilog=_examples("potstill demo", "potstill demo seed=1 run=runs/demo-1", "potstill demo --fresh"))(demo)
 app.command(
     epilog=_examples(
         "potstill train data.path=cifar100 student.model=resnet32x4",

@@ -108,8 +108,8 @@ def _joined(recipe: "Recipe", console: Any, work: Any) -> "Outcome":
     """Work with this run's processes, its interrupt and its reporters; leave with a signal's code where one came."""
     from potstill.training.distributed import joined
     from potstill.training.interrupts import watching
-    from potstill.training.settings import Stopped
     from potstill.training.progress import progress_on
+    from potstill.training.settings import Stopped
 
     with joined(recipe.device) as processes, watching() as interrupt:
         try:

@@ -57,7 +57,10 @@ def _judged(arguments: list[str] | None) -> Any:
         fresh = {"source": "auto", "image_column": "null", "label_column": "null", "val_fraction": "0"}
         overrides = [*(f"data.{key}={value}" for key, value in fresh.items()), *overrides]
     weights = json_module.dumps(run)  # quoted, so that YAML leaves a folder named 2026 a text
-    return read_recipe([run, "student={}", "teacher=null", *overrides, f"student.weights={weights}"])
+    # Nothing is trained, so the objective goes unread: to check it is to import what it names, and a folder may not
+    # choose by itself which code runs.
+    own = ["student={}", "teacher=null", "objective={}"]
+    return read_recipe([run, *own, *overrides, f"student.weights={weights}"])
 
 
 def export(

@@ -27,18 +27,27 @@ _RECIPE = (
 _PARTS = ("teacher", "student")
 
 
-def demo_recipe(folder: Path, overrides: Iterable[str] = ()) -> Recipe:
+def demo_recipe(folder: Path | None = None, overrides: Iterable[str] = ()) -> Recipe:
     """The student's recipe, PEFD's own objective with a control; the teacher is the run beside it.
 
+    Args:
+        folder: for its runs; None for the overrides' ``run=``, else ``runs/demo``.
+        overrides: as of :func:`potstill.recipe.load_recipe`.
+
     Raises:
-        RecipeError: for overrides that no recipe knows, or that mean another teacher or folder.
+        RecipeError: for overrides that no recipe knows, or that mean another teacher or a second folder.
+
+    Example:
+        >>> demo_recipe(overrides=["run=here"]).run, demo_recipe().run
+        ('here/student', 'runs/demo/student')
     """
     recipe = load_recipe(None, [*_RECIPE, *overrides])
     teacher = recipe.teacher
     if teacher is None or teacher.weights is not None or teacher.pretrained:
         raise RecipeError("The demo trains its own teacher; use `potstill distill` to learn from another one.")
-    if recipe.run is not None:
-        raise RecipeError("The demo makes several runs in one folder: give it as --run FOLDER, not as run=.")
+    if recipe.run is not None and folder is not None:
+        raise RecipeError(f"The demo's folder is given twice, as --run {folder} and as run={recipe.run}; give it once.")
+    folder = folder or Path(recipe.run or "runs/demo")
     teacher = teacher.model_copy(update={"weights": str(folder / "teacher")})
     return recipe.model_copy(update={"teacher": teacher, "run": str(folder / "student")})
 
@@ -86,7 +95,7 @@ def clear_demo(folder: Path) -> None:
     for part in _PARTS:
         run = folder / part
         if run.exists() and not any((run / inner / "recipe.yaml").exists() for inner in (".", "control")):
-            raise RunError(f"{run} holds no run, so it is not deleted; give the demo another --run.")
+            raise RunError(f"{run} holds no run, so it is not deleted; give the demo another folder, run=FOLDER.")
     for part in _PARTS:
         if (folder / part).exists():
             shutil.rmtree(folder / part)
