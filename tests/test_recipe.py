@@ -1,7 +1,12 @@
+import pickle
+import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from potstill.cli import app
 from potstill.config import Recipe
 from potstill.errors import RecipeError
 from potstill.recipe import dump_recipe, load_recipe, parse_recipe
@@ -95,6 +100,57 @@ def test_not_a_number_is_refused() -> None:
         load_recipe(None, ["optimizer.lr=.nan"])
 
 
+@pytest.mark.parametrize(
+    ("values", "unread"),
+    [
+        (
+            ["optimizer={name: adamw, momentum: 0.5, nesterov: true}"],
+            [
+                "optimizer.momentum=0.5 does nothing with optimizer.name=adamw, only with sgd.",
+                "optimizer.nesterov=true does nothing with optimizer.name=adamw, only with sgd.",
+            ],
+        ),
+        (["optimizer.betas=[0.8, 0.9]"], ["optimizer.betas=[0.8, 0.9] does nothing with optimizer.name=sgd"]),
+        (
+            ["schedule={name: onecycle, drops: [0.5], factor: 0.2}"],
+            [
+                "schedule.drops=[0.5] does nothing with schedule.name=onecycle, only with step.",
+                "schedule.factor=0.2 does nothing with schedule.name=onecycle, only with step.",
+            ],
+        ),
+        (["schedule.final=0.1"], ["schedule.final=0.1 does nothing with schedule.name=step, only with cosine and one"]),
+    ],
+)
+def test_a_value_that_nothing_reads_is_a_mistake(values: list[str], unread: list[str]) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(None, [*values, "seed=-1"])
+    assert str(caught.value).startswith(f"{len(unread) + 1} mistakes in the command line:\n")
+    for sentence in unread:
+        assert f"\n  {sentence}" in str(caught.value)
+
+
+def test_a_default_that_nothing_reads_may_be_said() -> None:
+    recipe = load_recipe(None, ["optimizer={name: adamw, momentum: 0.9}", "schedule={name: cosine, factor: 0.1}"])
+    assert (recipe.optimizer.name, recipe.schedule.name) == ("adamw", "cosine")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("epochs=true", "epochs is True: input should be a valid integer, not true or false"),
+        ("batch_size='64'", "batch_size is '64': input should be a valid integer, not text"),
+        ("clip=true", "clip is True: input should be a valid number, not true or false"),
+        ("schedule.drops=[0.5, true]", "schedule.drops is .*: input should be a valid number, not true or false"),
+        ("objective={ce: true}", "objective.ce is True; expected a weight, or a mapping"),
+        ("objective={ce: '1'}", "objective.ce is '1'; expected a weight, or a mapping"),
+        ("objective={ce: {weight: false}}", "1 mistake .*: objective.ce.weight is False; expected a number"),
+    ],
+)
+def test_truths_and_texts_are_no_numbers(value: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(None, [value])
+
+
 def test_what_is_dumped_reads_back() -> None:
     recipe = load_recipe(None, ["teacher.weights=runs/t", "data.mean=[0.1, 0.2, 0.3]", "objective={ce: 1, pefd: 25}"])
     import yaml
@@ -103,6 +159,42 @@ def test_what_is_dumped_reads_back() -> None:
     assert parse_recipe(yaml.safe_load(dump_recipe(Recipe()))) == Recipe()
 
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml")), ids=lambda p: p.name)
-def test_shipped_recipes_are_valid(path: Path) -> None:
-    assert load_recipe(path).student.model
+SHIPPED = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_shipped_recipes_are_valid_and_name_no_place(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.student.model
+    assert recipe.data.path is None
+
+
+def write_cifar100(folder: Path) -> Path:
+    """Random images in CIFAR-100's layout: 200 to learn from, each class twice, and 100 to be judged by."""
+    folder.mkdir()
+    names = {"fine_label_names": [f"fine {n}" for n in range(100)], "coarse_label_names": [f"c {n}" for n in range(20)]}
+    (folder / "meta").write_bytes(pickle.dumps(names))
+    for name, count in (("train", 200), ("test", 100)):
+        data = np.random.default_rng(count).integers(0, 256, (count, 3072), dtype=np.uint8)
+        fine = [n % 100 for n in range(count)]
+        content = {"data": data, "fine_labels": fine, "coarse_labels": [n // 5 for n in fine]}
+        (folder / name).write_bytes(pickle.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_the_commands_in_a_shipped_recipe_train(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they stand there, but for one epoch on few images."""
+    commands = [shlex.split(line[1:]) for line in path.read_text().splitlines() if line.startswith("#   potstill ")]
+    assert commands
+    assert load_recipe(path).data.source == "cifar100"
+    monkeypatch.chdir(tmp_path)
+    write_cifar100(tmp_path / "cifar-100-python")
+    for _, *words in commands:
+        words = [str(path) if word.startswith("recipes/") else word for word in words]
+        result = CliRunner().invoke(app, [*words, "epochs=1", "batch_size=100", "device=cpu"], prog_name="potstill")
+        assert result.exit_code == 0, result.output
+        (run,) = [word.removeprefix("run=") for word in words if word.startswith("run=")]
+        assert (tmp_path / run / "result.json").exists()
+        # A step of each half of the 200 images, in one row of the table of epochs under its head.
+        assert len((tmp_path / run / "metrics.csv").read_text().splitlines()) == 2

@@ -4,13 +4,17 @@ The defaults are those of the PEFD paper on CIFAR-100 (arXiv 2210.15274, section
 a loss or a network: the procedures read them and call the library with plain values.
 """
 
-from typing import Annotated, Any, Literal
+import json
+import math
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 __all__ = [
     "CheckpointConfig", "DataConfig", "LogConfig", "NetworkConfig", "OptimizerConfig", "Recipe", "ScheduleConfig",
-    "TapsConfig", "TeacherConfig",
+    "TapsConfig", "TeacherConfig", "unread",
 ]  # fmt: skip
 
 Positive = Annotated[int, Field(ge=1)]
@@ -20,9 +24,68 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 Triple = tuple[float, float, float]
 
+# Keys that only some values of another key of their section read: key -> (the other key, those values).
+_READ_BY = {
+    "optimizer.momentum": ("name", ("sgd",)),
+    "optimizer.nesterov": ("name", ("sgd",)),
+    "optimizer.betas": ("name", ("adamw",)),
+    "schedule.drops": ("name", ("step",)),
+    "schedule.factor": ("name", ("step",)),
+    "schedule.final": ("name", ("cosine", "onecycle")),
+    "data.padding": ("crop", ("pad",)),
+    "data.scale": ("crop", ("resized",)),
+    "data.ratio": ("crop", ("resized",)),
+    "data.workers": ("loader", ("streaming",)),
+}
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _numbers_are_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        kinds = _kinds(cls.model_fields[str(info.field_name)].annotation) - {NoneType}
+        if kinds and kinds <= {int, float}:
+            for one in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(one, bool | str):  # pydantic would take true for 1 and '3' for 3
+                    kind = "integer" if kinds == {int} else "number"
+                    got = "text" if isinstance(one, str) else "true or false"
+                    raise PydanticCustomError(
+                        "number", "Input should be a valid {kind}, not {got}", {"kind": kind, "got": got}
+                    )
+        return value
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The plain types that a field's type is made of: of ``tuple[float, ...] | None`` float and None's."""
+    parts = [part for part in get_args(annotation) if isinstance(part, type) or get_args(part)]
+    return {kind for part in parts for kind in _kinds(part)} if parts else {annotation}
+
+
+def unread(name: str, section: BaseModel) -> list[str]:
+    """A sentence for each value of a section that differs from its default and that nothing reads.
+
+    Args:
+        name: the section's name in a recipe.
+        section: with what is left to "auto" said, as far as it decides over other keys.
+
+    Example:
+        >>> unread("data", DataConfig(crop="none", loader="resident", padding=2))
+        ['data.padding=2 does nothing with data.crop=none, only with pad. Leave it out, or change data.crop.']
+    """
+    found = []
+    for key, (option, readers) in _READ_BY.items():
+        part, _, field = key.partition(".")
+        if part != name or getattr(section, option) in readers:
+            continue
+        value = getattr(section, field)
+        if value != type(section).model_fields[field].default:
+            found.append(
+                f"{key}={json.dumps(value)} does nothing with {name}.{option}={getattr(section, option)}, only with "
+                f"{' and '.join(readers)}. Leave it out, or change {name}.{option}."
+            )
+    return found
 
 
 class DataConfig(_Section):
@@ -113,11 +176,12 @@ class OptimizerConfig(_Section):
     )
 
     @model_validator(mode="after")
-    def _nesterov_needs_momentum(self) -> "OptimizerConfig":
-        if self.nesterov and self.name != "sgd":
-            raise ValueError(f"optimizer.nesterov=true is for sgd; {self.name} has none.")
-        if self.nesterov and self.momentum == 0:
-            raise ValueError("optimizer.nesterov=true needs a momentum above 0; got optimizer.momentum=0.")
+    def _all_is_read(self) -> "OptimizerConfig":
+        problems = unread("optimizer", self)
+        if self.name == "sgd" and self.nesterov and self.momentum == 0:
+            problems.append("optimizer.nesterov=true needs a momentum above 0; got optimizer.momentum=0.")
+        if problems:
+            raise ValueError("\n".join(problems))
         return self
 
 
@@ -135,6 +199,12 @@ class ScheduleConfig(_Section):
         0.0, description="part of the run with a linear rise from 0; onecycle: 0 means 0.3"
     )
     final: Fraction = Field(0.0, description="cosine, onecycle: the last rate, as a part of the peak")
+
+    @model_validator(mode="after")
+    def _all_is_read(self) -> "ScheduleConfig":
+        if problems := unread("schedule", self):
+            raise ValueError("\n".join(problems))
+        return self
 
 
 class CheckpointConfig(_Section):
@@ -183,9 +253,22 @@ class Recipe(_Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
 
-    @model_validator(mode="after")
-    def _weights_are_numbers(self) -> "Recipe":
-        for name, value in self.objective.items():
-            if isinstance(value, dict) and "weight" in value and not isinstance(value["weight"], int | float):
-                raise ValueError(f"objective.{name}.weight is {value['weight']!r}; expected a number")
-        return self
+    @field_validator("objective", mode="before")
+    @classmethod
+    def _weights_are_numbers(cls, objective: Any) -> Any:
+        problems = []
+        for name, value in objective.items() if isinstance(objective, dict) else ():
+            if isinstance(value, dict):
+                if "weight" in value and not _is_number(value["weight"]):
+                    problems.append(f"objective.{name}.weight is {value['weight']!r}; expected a number.")
+            elif not _is_number(value):
+                problems.append(
+                    f"objective.{name} is {value!r}; expected a weight, or a mapping of weight and hyper-parameters."
+                )
+        if problems:
+            raise ValueError("\n".join(problems))
+        return objective
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

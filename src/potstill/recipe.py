@@ -70,7 +70,7 @@ def parse_recipe(raw: dict[str, Any], where: str = "the recipe") -> Recipe:
     try:
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:
-        problems += [_sentence(item) for item in error.errors()]
+        problems += [line for item in error.errors() for line in _sentence(item).splitlines()]
     objective = raw.get("objective")
     for name, value in (objective if isinstance(objective, dict) else {}).items():
         hyper = {k: v for k, v in value.items() if k != "weight"} if isinstance(value, dict) else {}
@@ -127,11 +127,9 @@ def _lay_over(raw: dict[str, Any], override: str) -> None:
 
 
 def _sentence(item: Any) -> str:
-    """One pydantic error as a sentence that names the key, what was got and what was expected."""
-    loc = [str(part) for part in item["loc"] if part not in ("float", "dict[str,any]")]
+    """One pydantic error with the key, what was got and what was expected; a validator may say several lines."""
+    loc = [str(part) for part in item["loc"]]
     key = ".".join(loc)
-    if len(loc) < len(item["loc"]):  # pydantic says one sentence for each of the two things that a term can be
-        return f"{key} is {item['input']!r}; expected a weight, or a mapping of weight and hyper-parameters."
     if item["type"] == "missing":  # the recipe's fields have defaults: only a place in a row of values can be missing
         return f"{'.'.join(loc[:-1])} is {item['input']!r}: too few values."
     if item["type"] == "extra_forbidden":
@@ -148,7 +146,7 @@ def _weight_problems(name: str, value: Any) -> list[str]:
     if isinstance(value, dict) and "weight" not in value:
         return [f"objective.{name} has no weight; write it as {name}: {{weight: 1, ...}}."]
     weight = value["weight"] if isinstance(value, dict) else value
-    if isinstance(weight, int | float) and weight <= 0:
+    if isinstance(weight, int | float) and not isinstance(weight, bool) and weight <= 0:
         return [f"objective.{name} has the weight {weight}; expected a positive number, or leave {name} out."]
     return []
 

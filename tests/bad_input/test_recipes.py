@@ -35,6 +35,13 @@ def test_all_mistakes_of_a_recipe_are_said_at_once(refused, tmp_path, monkeypatc
         (["data.zzz=3"], "unknown key 'data.zzz'. Valid here: source, path, "),
         (["epochs=three"], "epochs is 'three': input should be a valid integer"),
         (["epochs=0"], "epochs is 0: input should be greater than or equal to 1"),
+        (["epochs=true"], "epochs is True: input should be a valid integer, not true or false."),
+        (["epochs='3'"], "epochs is '3': input should be a valid integer, not text."),
+        (["clip=true"], "clip is True: input should be a valid number, not true or false."),
+        (["data.mean=[0.5, true, 0.5]"], "data.mean is [0.5, True, 0.5]: input should be a valid number, not true or"),
+        (["objective={ce: true}"], "objective.ce is True; expected a weight, or a mapping of weight and hyper-"),
+        (["objective={ce: {weight: true}}"], "objective.ce.weight is True; expected a number."),
+        (["objective={kd: {weight: .nan}}"], "objective.kd.weight is nan; expected a number."),
         (["epochs=2.5"], "epochs is 2.5: input should be a valid integer"),
         (["data=digits"], "data is 'digits': input should be a valid dictionary"),
         (["data.mean=[0.5]"], "data.mean is [0.5]: too few values."),
@@ -79,7 +86,16 @@ def test_a_file_that_is_no_recipe(refused, tmp_path, monkeypatch, text, message)
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (["optimizer.name=adamw", "optimizer.nesterov=true"], "optimizer.nesterov=true is for sgd; adamw has none."),
+        (
+            ["optimizer.name=adamw", "optimizer.nesterov=true"],
+            "optimizer.nesterov=true does nothing with optimizer.name=adamw, only with sgd.",
+        ),
+        (
+            ["data.workers=2", "data.scale=[0.5, 1]", "data.split_seed=1", "data.val_fraction=0"],
+            "data.scale=[0.5, 1.0] does nothing with data.crop=pad, only with resized. Leave it out, or change "
+            "data.crop. data.workers=2 does nothing with data.loader=resident, only with streaming. Leave it out, or "
+            "change data.loader. data.split_seed=1 does nothing: digits is used whole, so there is no split to choose.",
+        ),
         (
             ["optimizer.name=adamw", "optimizer.betas=[0.9, 1.0]"],
             "optimizer.betas.1 is 1.0: input should be less than 1",

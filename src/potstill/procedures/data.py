@@ -3,62 +3,76 @@
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
-from potstill.config import DataConfig, Recipe
+from potstill.config import DataConfig, Recipe, unread
 from potstill.data.materialise import materialise
 from potstill.data.mixing import Mixing
 from potstill.data.open import open_data
 from potstill.data.order import Plan
 from potstill.data.resident import ResidentLoader
-from potstill.data.source import Source, Split, subset
+from potstill.data.source import Source, Split, Subset, subset
 from potstill.data.streaming import StreamingLoader
 from potstill.data.views import Augmentation, Evaluation, View
 from potstill.errors import DataError
 from potstill.training.distributed import Processes
 
-__all__ = ["Data", "Loaded", "all_skipped", "evaluation_loader", "open_split", "prepare_data", "resolve_data"]
+__all__ = [
+    "Data", "DataFacts", "Loaded", "all_skipped", "describe_data", "evaluation_loader", "open_split", "prepare_data",
+    "resolve_data",
+]  # fmt: skip
 
 log = logging.getLogger(__name__)
 
 _MIXED_SIZES = 224  # the side for images of many sizes, as the ImageNet literature has it
+_RESIDENT_LIMIT = 2 * 1024**3  # bytes that loader=auto lets the resident loader take; set by hand there is no limit
+_PIXEL_BYTES = 7  # while it loads: three channels as decoded, and four packed
 _SAID = 5  # of the damaged images; the rest is in result.json
 _EVALUATION_BATCH = 256  # no gradient: memory allows more than a training step's images, and nothing depends on it
 
 
-@dataclass(frozen=True, slots=True)
-class Data:
-    """Everything that the rest of a run needs to know of its data.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataFacts:
+    """What is known of a run's data before any image is decoded: all that building its networks takes.
 
     Attributes:
-        train: the training loader.
-        val: the evaluation loader, or None where there is nothing to evaluate on.
         classes: names, in the order of their numbers; empty without labels.
         mean: of the channels, in 0..1; what ``Batch.images`` are normalised with.
         std: likewise.
         size: side of the images.
         notes: sentences to say out loud.
-        identity: of the training images in use; the samples' indices are positions among these.
         found: how many training and validation images there are, damaged ones among them.
+    """
+
+    classes: tuple[str, ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    size: int
+    notes: tuple[str, ...]
+    found: tuple[int, int]
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the images have labels."""
+        return bool(self.classes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Data(DataFacts):
+    """The facts with the loaders: everything that the rest of a run needs of its data.
+
+    Attributes:
+        train: the training loader.
+        val: the evaluation loader, or None where there is nothing to evaluate on.
+        identity: of the training images in use; the samples' indices are positions among these.
         skipped: of ``train`` and of ``val``, where each damaged image lies that was left out so far and what is wrong
             with it. A streaming loader adds to it as it meets them.
     """
 
     train: ResidentLoader | StreamingLoader
     val: ResidentLoader | StreamingLoader | None
-    classes: tuple[str, ...]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    size: int
-    notes: tuple[str, ...]
     identity: str
-    found: tuple[int, int]
     skipped: dict[str, dict[str, str]]
-
-    @property
-    def labelled(self) -> bool:
-        """Whether the images have labels."""
-        return bool(self.classes)
 
 
 def open_split(config: DataConfig) -> Split:
@@ -75,19 +89,18 @@ def open_split(config: DataConfig) -> Split:
 
 
 def resolve_data(config: DataConfig, source: Source) -> DataConfig:
-    """The section with every "auto" and none replaced by what this source makes of it."""
+    """The section with every "auto" and none replaced by what this source makes of it.
+
+    Raises:
+        DataError: names every value that nothing would read, or a crop that the loader cannot make.
+    """
     small = source.fixed_size is not None and max(source.fixed_size) <= 64
     digits = source.name.startswith("digits")
     size = config.size or (max(source.fixed_size) if small and source.fixed_size else _MIXED_SIZES)
-    loader = config.loader if config.loader != "auto" else ("resident" if small else "streaming")
+    fits = len(source) * size * size * _PIXEL_BYTES <= _RESIDENT_LIMIT
+    loader = config.loader if config.loader != "auto" else ("resident" if small and fits else "streaming")
     crop = config.crop if config.crop != "auto" else ("pad" if small else "resized")
-    if loader == "streaming" and crop == "pad" and source.fixed_size != (size, size):
-        raise DataError(
-            f"data.crop=pad needs images of one size, {size} x {size}; {source.name} holds "
-            f"{'images of ' + str(source.fixed_size) if source.fixed_size else 'images of many sizes'}. "
-            "Use data.crop=resized, or data.loader=resident, which resizes them once."
-        )
-    return config.model_copy(
+    resolved = config.model_copy(
         update={
             "size": size,
             "crop": crop,
@@ -97,6 +110,41 @@ def resolve_data(config: DataConfig, source: Source) -> DataConfig:
             "std": config.std or source.statistics.std,
         }
     )
+    problems = unread("data", resolved)
+    if loader == "streaming" and crop == "pad" and source.fixed_size != (size, size):
+        problems.append(
+            f"data.crop=pad needs images of one size, {size} x {size}; {source.name} holds "
+            f"{'images of ' + str(source.fixed_size) if source.fixed_size else 'images of many sizes'}. "
+            "Use data.crop=resized, or data.loader=resident, which resizes them once."
+        )
+    if config.split_seed != DataConfig().split_seed and not isinstance(source, Subset):
+        problems.append(
+            f"data.split_seed={config.split_seed} does nothing: {source.name} is used whole, so there is no split to "
+            "choose. Leave it out."
+        )
+    if problems:
+        raise DataError(" ".join(problems))
+    return resolved
+
+
+def describe_data(recipe: Recipe, split: Split) -> DataFacts:
+    """The facts of a split, for a recipe whose data section is resolved; nothing is decoded."""
+    config, train, val = recipe.data, split.train, split.val
+    size = config.size or _MIXED_SIZES
+    return DataFacts(
+        classes=train.classes if train.labels is not None else (),
+        mean=config.mean or train.statistics.mean,
+        std=config.std or train.statistics.std,
+        size=size,
+        notes=(split.note, _loader_note(config.loader, len(train) + (len(val) if val is not None else 0))),
+        found=(len(train), len(val) if val is not None else 0),
+    )
+
+
+def _loader_note(loader: str, images: int) -> str:
+    if loader == "resident":
+        return f"The resident loader decodes the {images:,} images once and holds them on the device."
+    return f"The streaming loader decodes the {images:,} images anew in each epoch."
 
 
 def prepare_data(recipe: Recipe, split: Split, processes: Processes) -> Data:
@@ -105,27 +153,20 @@ def prepare_data(recipe: Recipe, split: Split, processes: Processes) -> Data:
     Raises:
         DataError: for data that cannot be used; see the sources.
     """
-    config, train, val = recipe.data, split.train, split.val
-    size = config.size or _MIXED_SIZES
-    mean, std = config.mean or train.statistics.mean, config.std or train.statistics.std
+    config, train, val, facts = recipe.data, split.train, split.val, describe_data(recipe, split)
     mixes = config.mixup or config.cutmix
     mixing = Mixing(max(1, len(train.classes)), config.mixup, config.cutmix, seed=recipe.seed) if mixes else None
     augmentation = Augmentation(
-        size=size, crop="none" if config.crop == "auto" else config.crop, padding=config.padding, scale=config.scale,
-        ratio=config.ratio, flip=bool(config.flip), seed=recipe.seed,
+        size=facts.size, crop="none" if config.crop == "auto" else config.crop, padding=config.padding,
+        scale=config.scale, ratio=config.ratio, flip=bool(config.flip), seed=recipe.seed,
     )  # fmt: skip
     learnt = _loaded(recipe, train, augmentation, mixing, processes)
     judged = _loaded(recipe, val, None, None, processes) if val is not None else None
     return Data(
+        **{field.name: getattr(facts, field.name) for field in fields(facts)},
         train=learnt.loader,
         val=judged.loader if judged else None,
-        classes=train.classes if train.labels is not None else (),
-        mean=mean,
-        std=std,
-        size=size,
-        notes=(split.note,),
         identity=learnt.source.identity,
-        found=(len(train), len(val) if val is not None else 0),
         skipped={"train": learnt.skipped, "val": judged.skipped if judged else {}},
     )
 
