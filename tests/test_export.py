@@ -254,6 +254,20 @@ def test_a_difference_within_the_tolerance_is_reported(run, tmp_path, monkeypatc
     assert file.max_difference == pytest.approx(TOLERANCE / 2, rel=0.02)
 
 
+def test_the_card_is_moved_last(run, tmp_path, monkeypatch):
+    """A folder with a card holds a whole student, also where the export was stopped."""
+    moved, replace_file = [], os.replace
+
+    def watched(source, target):
+        if tmp_path / "out" in (Path(target).parent, Path(target).parent.parent) and ".export-" not in str(target):
+            moved.append(Path(target).name)
+        replace_file(source, target)
+
+    monkeypatch.setattr(os, "replace", watched)
+    export(run, ["safetensors"], tmp_path / "out")
+    assert moved == ["student.safetensors", "__init__.py", "base.py", "resnet.py", "student.json"]
+
+
 def test_an_export_into_the_runs_own_folder_leaves_the_run_whole(tmp_path):
     run = make_run(tmp_path)
     before = {name: (run / name).read_bytes() for name in names(run)}

@@ -152,15 +152,6 @@ def test_damaged_exif_is_told_and_the_image_read(caplog):
     assert "holiday.webp: its EXIF data are damaged" in caplog.text
 
 
-def test_draft_decodes_at_the_smallest_scale_that_suffices():
-    data = file_of(Image.fromarray(gradient(160, 320)), "JPEG")
-    assert decode(data, "x", draft=80).shape == (80, 160, 3)
-    assert decode(data, "x", draft=81).shape == (160, 320, 3)
-    assert decode(data, "x", draft=1).shape == (20, 40, 3)
-    assert decode(data, "x", draft=1000).shape == (160, 320, 3)
-    assert decode(file_of(Image.fromarray(gradient(160, 320))), "x", draft=20).shape == (160, 320, 3)
-
-
 def test_the_first_frame_of_an_animation():
     frames = [Image.fromarray(np.full((2, 2), value, np.uint8)) for value in (30, 60)]
     assert decode(file_of(frames[0], "GIF", save_all=True, append_images=frames[1:]), "x")[0, 0].tolist() == [30] * 3

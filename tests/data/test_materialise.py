@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from potstill.data.folder import FolderSource
-from potstill.data.materialise import CHUNK, Skipped, check_images, fit_square, materialise
+from potstill.data.materialise import CHUNK, Skipped, fit_square, materialise
 from potstill.data.source import ArraySource, Source, subset
 from potstill.errors import DataError
 
@@ -89,17 +89,6 @@ def test_arrays_are_not_copied():
     assert materialise(source).images is source.arrays()
     assert materialise(source, size=4).images is source.arrays()
     assert materialise(subset(source, [2, 0])).images.shape == (2, 4, 4, 3)
-
-
-def test_progress_ends_at_the_whole():
-    seen = []
-    materialise(Drawn(CHUNK + 1), progress=seen.append)
-    assert seen == [CHUNK, CHUNK + 1]
-
-
-def test_check_images_lists_the_damaged_ones():
-    assert check_images(Drawn(5, damaged={1, 4})) == [(1, "picture 1 is torn"), (4, "picture 4 is torn")]
-    assert check_images(ArraySource(np.zeros((1, 4, 4, 3), np.uint8), None, name="zeros")) == []
 
 
 def test_an_unknown_policy():

@@ -212,6 +212,18 @@ class TestDamage:
         with pytest.raises(DataError, match=f"Cannot read the image row 2 of {path}: it is empty"):
             source.image(2)
 
+    def test_only_the_closed_list_of_formats_is_read(self, tmp_path):
+        """Also for their sizes alone: Pillow knows EPS, and would look into it."""
+        eps = []
+        for value in (1, 2):
+            buffer = BytesIO()
+            Image.new("RGB", (4, 4), (value, value, value)).save(buffer, "EPS")
+            eps.append({"bytes": buffer.getvalue()})
+        source = read(write(tmp_path / "a.parquet", {"image": pa.array(eps, STRUCT)}))
+        assert source.fixed_size is None
+        with pytest.raises(DataError, match="it is none of JPEG, PNG"):
+            source.image(0)
+
     def test_the_path_of_a_row_is_never_opened(self, tmp_path):
         (tmp_path / "real.png").write_bytes(png(7))
         rows = pa.array([{"bytes": None, "path": str(tmp_path / "real.png")}, None], STRUCT)

@@ -76,6 +76,17 @@ def announce(monkeypatch: pytest.MonkeyPatch, **points: str) -> None:
     monkeypatch.setattr(module, "entry_points", lambda group: found if group == "potstill.methods" else [])
 
 
+def test_a_method_in_the_working_directory_is_found(tmp_path, monkeypatch):
+    """As a network's factory is."""
+    (tmp_path / "losses_here.py").write_text(USERS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
+    try:
+        assert find_method("losses_here:Pull").__module__ == "losses_here"
+    finally:
+        sys.modules.pop("losses_here", None)
+
+
 def test_the_names():
     found = methods()
     assert {"ce": CE, "kd": KD, "pefd": PEFD}.items() <= found.items()

@@ -6,6 +6,7 @@ import timm
 import torch
 import torchvision
 from torch import nn
+from torchvision.transforms._presets import ImageClassification
 
 from potstill.errors import NetworkError
 from potstill.networks import origins
@@ -259,6 +260,9 @@ class Enum:
             raise self.state
         return self.state
 
+    def transforms(self):
+        return ImageClassification(crop_size=176, mean=(0.4, 0.5, 0.6), std=(0.1, 0.2, 0.3))
+
 
 def test_torchvisions_download(monkeypatch):
     trained = torchvision.models.shufflenet_v2_x0_5().eval()
@@ -269,6 +273,10 @@ def test_torchvisions_download(monkeypatch):
     other = build_network(name, classes=4, pretrained=True, input_size=SMALL).network
     assert torch.equal(other.conv1[0].weight, trained.conv1[0].weight)
     assert other.fc.weight.shape == (4, 1024)
+    assert whole.normalisation == ((0.4, 0.5, 0.6), (0.1, 0.2, 0.3))
+    assert whole.input_size == SMALL
+    assert build_network(name, classes=4, pretrained=True).input_size == (3, 176, 176)
+    assert build_network(name, classes=4).normalisation is None
     failure = Enum(OSError("no route to host"))
     monkeypatch.setattr(origins.torchvision.models, "get_model_weights", lambda name: failure)
     with pytest.raises(NetworkError, match=r"no pretrained weights for torchvision/.*: no route to host"):
@@ -280,6 +288,10 @@ def test_models_are_listed():
     names = list_models()
     assert "resnet18" in names
     assert set(CIFAR_MODELS.values()).isdisjoint(names)
+    assert list_models("*vgg13") == ["cifar/vgg13", "timm/vgg13"]
+    ambiguous = [name for name in CIFAR_MODELS if timm.is_model(name) and CIFAR_MODELS[name] != name]
+    assert ambiguous
+    assert all(name not in names and f"timm/{name}" in names for name in ambiguous)
     assert list_models("no such model") == []
 
 

@@ -36,7 +36,7 @@ UPRIGHT = {
 }
 
 
-def decode(data: bytes | Path, name: str, *, draft: int | None = None) -> np.ndarray:
+def decode(data: bytes | Path, name: str) -> np.ndarray:
     """One image as ``(H, W, 3)`` uint8 RGB, upright.
 
     Grey, two-level, palette and CMYK images become RGB. Transparent parts show white, as on a page (not what the file
@@ -46,8 +46,6 @@ def decode(data: bytes | Path, name: str, *, draft: int | None = None) -> np.nda
     Args:
         data: the file's bytes, or its path.
         name: what an error calls the image.
-        draft: of a JPEG, decode at the smallest of the scales 1, 1/2, 1/4 and 1/8 whose short side still has this many
-            pixels: several times faster where a large photograph is needed small. Other formats ignore it.
 
     Raises:
         DataError: empty, truncated or damaged data, an unknown format, more than ``MAX_PIXELS``, or values without an
@@ -66,8 +64,6 @@ def decode(data: bytes | Path, name: str, *, draft: int | None = None) -> np.nda
                     f"{name} has {width} x {height} pixels, more than the {MAX_PIXELS:,} that one image may have. "
                     "Make it smaller or remove it."
                 )
-            if draft is not None and image.format in ("JPEG", "MPO"):
-                image.draft(None, (draft, draft))
             image.load()
             turn = UPRIGHT.get(orientation(image, name))
             upright = image if turn is None else image.transpose(turn)

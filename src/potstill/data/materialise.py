@@ -12,7 +12,7 @@ from PIL import Image
 from potstill.data.source import Source
 from potstill.errors import DataError, nearest
 
-__all__ = ["ON_ERROR", "Materialised", "Skipped", "check_images", "check_policy", "fit_square", "materialise"]
+__all__ = ["ON_ERROR", "Materialised", "Skipped", "check_policy", "fit_square", "materialise"]
 
 ON_ERROR = ("stop", "skip")
 CHUNK = 256  # images a task of the thread pool
@@ -52,7 +52,6 @@ def materialise(
     size: int | None = None,
     on_error: str = "stop",
     threads: int | None = None,
-    progress: Callable[[int], object] | None = None,
 ) -> Materialised:
     """Decode every image of a source into one array.
 
@@ -62,7 +61,6 @@ def materialise(
             None keeps the images as they are; they must all have one size then.
         on_error: ``"stop"`` raises at the first damaged image; ``"skip"`` leaves such images out and lists them.
         threads: how many decode at once; by default one a core that this process may use, at most 8.
-        progress: called now and then with the number of images that are done.
 
     An array that lies in memory already, at the right size, is returned itself and not copied.
 
@@ -96,21 +94,13 @@ def materialise(
             )
         images[index] = image
 
-    skipped = visit(source, place, stop=on_error == "stop", threads=threads, progress=progress)
+    skipped = visit(source, place, stop=on_error == "stop", threads=threads)
     if len(skipped) == count:
         raise DataError(f"None of the {count} images of {source.name} can be read. The first: {skipped[0].reason}")
     if not skipped:
         return Materialised(images, np.arange(count), [])
     kept = np.setdiff1d(np.arange(count), [one.index for one in skipped])
     return Materialised(images[kept], kept, skipped)
-
-
-def check_images(source: Source, threads: int | None = None) -> list[tuple[int, str]]:
-    """Decode every image once and return ``(index, reason)`` of each that cannot be read."""
-    if source.in_memory:
-        return []
-    found = visit(source, lambda index: source.image(index), stop=False, threads=threads)
-    return [(one.index, one.reason) for one in found]
 
 
 def check_policy(on_error: str) -> None:
@@ -161,7 +151,6 @@ def visit(
     *,
     stop: bool,
     threads: int | None,
-    progress: Callable[[int], object] | None = None,
 ) -> list[Skipped]:
     """Call ``each`` for every index, in several threads, and return the images that raised, in their order."""
     if threads is None:
@@ -184,10 +173,8 @@ def visit(
     try:
         skipped: list[Skipped] = []
         # map yields in order, so that the first damaged image is the one that stops.
-        for number, found in enumerate(pool.map(run, range(0, len(source), CHUNK)), start=1):
+        for found in pool.map(run, range(0, len(source), CHUNK)):
             skipped += found
-            if progress is not None:
-                progress(min(number * CHUNK, len(source)))
         return skipped
     finally:
         pool.shutdown(cancel_futures=True)

@@ -54,7 +54,6 @@ class Plan:
         rank: this process.
         world: number of processes.
         accumulate: micro-batches of a process in one step.
-        drop_last: whether a last step with fewer than ``batch_size`` samples is left out.
         fillers: whether a process without samples in a micro-batch gets one with weight 0, which it needs in training
             to take part in the step; in evaluation it does without.
 
@@ -76,7 +75,6 @@ class Plan:
     rank: int = 0
     world: int = 1
     accumulate: int = 1
-    drop_last: bool = False
     fillers: bool = True
 
     def __post_init__(self) -> None:
@@ -85,16 +83,11 @@ class Plan:
                 raise DataError(f"{name}={getattr(self, name)} gives no batches; it must be at least 1.")
         if not 0 <= self.rank < self.world:
             raise DataError(f"rank={self.rank} is not one of the {self.world} processes, which count from 0.")
-        if self.drop_last and self.length < self.batch_size:
-            raise DataError(
-                f"{self.length} samples do not fill one batch of {self.batch_size}, and drop_last leaves out the rest: "
-                "no step is left. Take a smaller batch_size or drop_last=False."
-            )
 
     @property
     def steps(self) -> int:
-        """Optimiser steps in an epoch; the last one has what is left, unless ``drop_last``."""
-        return self.length // self.batch_size if self.drop_last else -(-self.length // self.batch_size)
+        """Optimiser steps in an epoch; the last one has what is left."""
+        return -(-self.length // self.batch_size)
 
     def order(self, epoch: int) -> Tensor:
         """``(length,)`` int64 on the host: the indices of all samples in the epoch's order. Not to be written to."""

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from potstill.data.columns import choose_columns, number_labels
-from potstill.data.decode import decode
+from potstill.data.decode import DAMAGE, FORMATS, decode
 from potstill.data.materialise import materialise
 from potstill.data.source import IMAGENET, Source, Statistics, fingerprint
 from potstill.errors import DataError
@@ -213,9 +213,9 @@ class ParquetSource(Source):
         sizes = set()
         for row in np.linspace(0, rows - 1, num=16, dtype=np.int64):
             try:
-                with Image.open(BytesIO(self.file_bytes(int(row)))) as image:
+                with Image.open(BytesIO(self.file_bytes(int(row))), formats=FORMATS) as image:
                     sizes.add((image.height, image.width))
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            except DAMAGE:
                 continue  # a damaged image tells nothing of the others; reading it will tell of it
         size = sizes.pop() if len(sizes) == 1 else None
         return size if size is not None and max(size) <= SMALL else None

@@ -13,7 +13,7 @@ import torch
 
 from potstill.errors import NetworkError, PotstillError, RunError, nearest
 from potstill.export.formats import FORMATS, Student
-from potstill.networks.card import read_card
+from potstill.networks.card import CARD_FILE, read_card
 from potstill.networks.ship import load_student
 from potstill.networks.weights import first_line
 
@@ -176,8 +176,8 @@ def describe(name: str, student: Student, difference: float) -> dict[str, Any]:
 
 
 def move(aside: Path, folder: Path) -> None:
-    """Flush every file below ``aside`` to the disk and rename it into ``folder``."""
-    for source in sorted(path for path in aside.rglob("*") if path.is_file()):
+    """Flush every file below ``aside`` to the disk and rename it into ``folder``, the card last: it vouches for the rest."""
+    for source in sorted(filter(Path.is_file, aside.rglob("*")), key=lambda path: (path.name == CARD_FILE, path)):
         target = folder / source.relative_to(aside)
         target.parent.mkdir(exist_ok=True)
         with open(source, "rb+") as file:

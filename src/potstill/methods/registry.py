@@ -1,6 +1,5 @@
 """Methods by name: ours, a user's own by dotted path, and those that installed packages announce."""
 
-import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint, entry_points
@@ -9,6 +8,7 @@ from typing import Any, TypeVar, get_type_hints
 from potstill.errors import PotstillError, RecipeError, nearest
 from potstill.methods.base import Method, Needs, Setting
 from potstill.methods.hyper import describe, fits
+from potstill.networks.named import import_named
 
 __all__ = ["build_method", "check_hyper", "find_method", "hyper_parameters", "methods", "register"]
 
@@ -172,7 +172,7 @@ def _announced() -> dict[str, EntryPoint]:
 def _by_path(path: str) -> Any:
     module_name, _, attribute = path.partition(":")
     try:
-        module = importlib.import_module(module_name)
+        module = import_named(module_name)
     except Exception as error:  # a wrong name, or whatever the user's own module does on import
         raise RecipeError(f"The module {module_name!r} of the method {path!r} cannot be imported: {error}.") from error
     if not hasattr(module, attribute):

@@ -136,10 +136,16 @@ def classes_in(state: Mapping[str, Tensor], network: nn.Module) -> int | None:
 def list_models(pattern: str = "*") -> list[str]:
     """Names for :func:`build_network` that match a shell pattern: the zoo as ``cifar/NAME``, timm's plain.
 
+    A name of timm's that the zoo has too stands as ``timm/NAME``: plain it would be ambiguous.
+
     Example:
-        >>> list_models("cifar/resnet8*")
-        ['cifar/resnet8', 'cifar/resnet8x4']
+        >>> list_models("*/vgg11")
+        ['cifar/vgg11', 'timm/vgg11']
     """
     zoo = [f"cifar/{name}" for name in CIFAR_MODELS]
-    others = [name for name in timm.list_models() if name not in CIFAR_MODELS.values()]
+    others = [
+        f"timm/{name}" if name in CIFAR_MODELS else name
+        for name in timm.list_models()
+        if name not in CIFAR_MODELS.values()
+    ]
     return [name for name in (*zoo, *others) if fnmatch.fnmatchcase(name, pattern)]

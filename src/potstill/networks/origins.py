@@ -1,9 +1,6 @@
 """Where networks come from: one function an origin, each of which makes a bare ``nn.Module``."""
 
-import importlib
 import inspect
-import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +10,7 @@ from torch import nn
 
 from potstill.errors import NetworkError, nearest
 from potstill.networks.cifar import CIFAR_MODELS
+from potstill.networks.named import import_named
 
 __all__ = ["make_network"]
 
@@ -86,7 +84,13 @@ def make_torchvision(name: str, classes: int | None, pretrained: bool, args: dic
     try:
         network = models.get_model(name, weights=None, **number, **args)
         if pretrained:
-            state = models.get_model_weights(name).DEFAULT.get_state_dict(progress=False, check_hash=True)
+            weights = models.get_model_weights(name).DEFAULT
+            state = weights.get_state_dict(progress=False, check_hash=True)
+            seen = weights.transforms()  # how the images were prepared on which these weights are judged
+            # Kept where timm's networks keep theirs, so that whoever taps a network looks in one place.
+            network.pretrained_cfg = {
+                "input_size": (3, *(seen.crop_size * 2)[:2]), "mean": tuple(seen.mean), "std": tuple(seen.std)
+            }  # fmt: skip
             own = network.state_dict()
             # A head for another number of classes starts afresh, as it does with timm.
             network.load_state_dict(
@@ -130,10 +134,8 @@ def find_factory(model: str) -> Callable[..., Any]:
     path, _, name = model.partition(":")
     if not path or not name or path.startswith("."):
         raise NetworkError(f"unknown model {model!r}: a factory of your own is named package.module:factory")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # last: a user's file must not hide an installed package
     try:
-        module = importlib.import_module(path)
+        module = import_named(path)
     except ImportError as error:
         raise NetworkError(
             f"cannot import {path!r} for model {model!r}: {error}. It must be installed or lie in the working directory"
