@@ -176,7 +176,7 @@ def describe(name: str, student: Student, difference: float) -> dict[str, Any]:
 
 
 def move(aside: Path, folder: Path) -> None:
-    """Flush every file below ``aside`` to the disk and rename it into ``folder``, the card last: it vouches for the rest."""
+    """Flush every file below ``aside`` to the disk and rename it into ``folder``, the card last: it vouches for all."""
     for source in sorted(filter(Path.is_file, aside.rglob("*")), key=lambda path: (path.name == CARD_FILE, path)):
         target = folder / source.relative_to(aside)
         target.parent.mkdir(exist_ok=True)
