@@ -50,13 +50,13 @@ def prose(text: str) -> str:
 def commands(text: str) -> Iterator[tuple[list[str], str | None]]:
     """The words after ``potstill`` of each command in the shell blocks, and the file that its output goes to."""
     for block in blocks(text, "sh"):
-        for line in block.replace("\\\n", " ").splitlines():
+        for line in re.sub(r"\$\w+", "1", block.replace("\\\n", " ")).splitlines():  # a loop's variable: any value
             words = shlex.split(line, comments=True)
             if words[:2] == ["make", "demo"]:
                 yield ["demo"], None
             if "potstill" not in words:
                 continue
-            words = words[words.index("potstill") + 1 :]  # after PYTHONPATH=., torchrun and the like
+            words = words[words.index("potstill") + 1 :]  # after torchrun and the like
             target = words[words.index(">") + 1] if ">" in words else None
             yield (words[: words.index(">")] if target else words), target
 
@@ -130,7 +130,9 @@ def reader(tmp_path, monkeypatch):
 
     def read(name: str) -> Path:
         folder = tmp_path / name.replace("/", "-")
-        folder.mkdir(exist_ok=True)
+        if not folder.exists():
+            folder.mkdir()
+            (folder / "recipes").symlink_to(ROOT / "recipes")
         monkeypatch.chdir(folder)
         monkeypatch.syspath_prepend(folder)
         for kind, body in FENCE.findall(TEXTS[name]):
