@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import potstill.networks.cifar  # noqa: F401 - registers the zoo with timm
 from potstill.batch import Batch
 from potstill.data.order import Plan
 from potstill.data.resident import ResidentLoader
@@ -93,7 +94,9 @@ def main() -> None:
     plan = Plan(length=4096, batch_size=64, seed=0, shuffle=True)
     loader = ResidentLoader(images, labels, plan, Augmentation(32, "pad", flip=True), MEAN, STD)
 
-    create = lambda name: timm.create_model(name, num_classes=100)  # noqa: E731
+    def create(name: str) -> nn.Module:
+        return timm.create_model(name, num_classes=100)
+
     loader = Interleaved(loader, PlainLoop(create(args.student), create(args.teacher)), min(args.steps, plan.steps))
     device = torch.device("cpu")
     student = tap(create(args.student)).to(memory_format=torch.channels_last)

@@ -14,7 +14,7 @@ from potstill.networks.build import build_network
 from potstill.networks.card import NetworkCard, read_card
 from potstill.networks.tap import Tapped, Taps
 from potstill.networks.teacher import Teacher
-from potstill.procedures.data import Data
+from potstill.procedures.data import DataFacts
 from potstill.training.distributed import Processes
 
 __all__ = ["DTYPES", "build_objective", "build_student", "build_teacher", "default_objective", "student_card"]
@@ -29,7 +29,7 @@ def default_objective(recipe: Recipe) -> dict[str, Any]:
     return dict(recipe.objective) or (dict(PEFD_OBJECTIVE) if recipe.teacher else {"ce": 1.0})
 
 
-def build_student(recipe: Recipe, data: Data, teacher: Teacher | None) -> Tapped:
+def build_student(recipe: Recipe, data: DataFacts, teacher: Teacher | None) -> Tapped:
     """The network that learns, initialised from the recipe's seed.
 
     Without labels it gets the teacher's classes, so that its logits can be compared with the teacher's.
@@ -45,7 +45,7 @@ def build_student(recipe: Recipe, data: Data, teacher: Teacher | None) -> Tapped
     return _build(recipe.student, classes, data.size)
 
 
-def build_teacher(recipe: Recipe, data: Data, processes: Processes) -> Teacher | None:
+def build_teacher(recipe: Recipe, data: DataFacts, processes: Processes) -> Teacher | None:
     """The recipe's teacher, frozen; its input statistics are its own (see the recipe's teacher section).
 
     Raises:
@@ -79,7 +79,7 @@ def build_teacher(recipe: Recipe, data: Data, processes: Processes) -> Teacher |
     )
 
 
-def build_objective(recipe: Recipe, student: Tapped, teacher: Teacher | None, data: Data) -> Objective:
+def build_objective(recipe: Recipe, student: Tapped, teacher: Teacher | None, data: DataFacts) -> Objective:
     """The recipe's weighted sum of methods, sized for these two networks.
 
     Raises:
@@ -106,7 +106,7 @@ def build_objective(recipe: Recipe, student: Tapped, teacher: Teacher | None, da
     return objective
 
 
-def student_card(recipe: Recipe, student: Tapped, data: Data) -> NetworkCard:
+def student_card(recipe: Recipe, student: Tapped, data: DataFacts) -> NetworkCard:
     """What ``student.json`` says of the student."""
     config = recipe.student
     model, args = config.model, config.args
@@ -130,7 +130,7 @@ def _build(config: NetworkConfig, classes: int | None, size: int | None) -> Tapp
 
 
 def _statistics(
-    config: TeacherConfig, network: Tapped, data: Data
+    config: TeacherConfig, network: Tapped, data: DataFacts
 ) -> tuple[tuple[float, ...], tuple[float, ...], int | None]:
     """The teacher's mean, deviation and input side: the recipe's, else those its weights came with, else the data's."""
     size = config.size

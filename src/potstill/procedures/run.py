@@ -1,6 +1,7 @@
 """One run: data, networks, objective, the loop, and what it leaves in its folder."""
 
 import contextlib
+import functools
 import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -13,10 +14,11 @@ from potstill.analysis.cost import measure_cost
 from potstill.config import Recipe
 from potstill.data.source import Split
 from potstill.errors import RecipeError, RunError
+from potstill.networks.card import WEIGHTS_FILE
 from potstill.networks.ship import ship_student
 from potstill.networks.tap import Tapped
 from potstill.networks.teacher import Teacher
-from potstill.procedures.data import Data, all_skipped, open_split, prepare_data, resolve_data
+from potstill.procedures.data import Data, DataFacts, all_skipped, describe_data, open_split, prepare_data, resolve_data
 from potstill.procedures.identity import must_be_the_same, recipe_with_head, run_name, versions
 from potstill.procedures.networks import (
     DTYPES,
@@ -77,16 +79,25 @@ def distill(
     Raises:
         PotstillError: for whatever a user can mend; nothing half-written stays behind.
     """
-    recipe, data = _ready(recipe, processes)
+    split = open_split(recipe.data)
+    recipe = _resolved(recipe, split)
+    facts = describe_data(recipe, split)
     folder = RunFolder(recipe.run or "runs/" + run_name(recipe))
     if must_resume and not any((folder.path / part / "recipe.yaml").exists() for part in (".", "control")):
         raise RunError(f"There is no run to go on with in {folder.path}; leave --resume out to start one.")
-    main = _Run(recipe, data, folder, processes)
-    rows: dict[str, dict[str, Any]] = {}
+    main = _Run(recipe, facts, folder, processes)
+    runs = {"student": main}
     if recipe.control:
-        control = _Run(_alone(recipe, data), data, RunFolder(folder.path / "control"), processes)
-        rows["control"] = control.train(interrupt, reporter, "control")["student"]
-    rows = main.train(interrupt, reporter, "student") | rows
+        alone = _Run(_alone(recipe, facts), facts, RunFolder(folder.path / "control"), processes)
+        runs = {"control": alone, "student": main}
+    if processes.main:
+        for note in facts.notes:
+            log.info(note)
+    data = functools.cache(lambda: prepare_data(recipe, split, processes))  # decoded when the first run needs them
+    rows: dict[str, dict[str, Any]] = {}
+    for title, run in runs.items():
+        ended = run.train(data, interrupt, reporter, title)
+        rows |= {name: row for name, row in ended.items() if name != "student"} | {title: ended["student"]}
     return Outcome(folder.path, {name: rows[name] for name in ("teacher", "control", "student") if name in rows})
 
 
@@ -98,26 +109,32 @@ def resolve(recipe: Recipe) -> Recipe:
 class _Run:
     """One network to train into one folder.
 
-    Everything that can be wrong with its recipe is found when it is made, before the folder is touched and before any
-    other network trains.
+    Everything that can be wrong with its recipe is found when it is made: before an image is decoded, before the folder
+    is touched, and before any other network trains.
     """
 
-    def __init__(self, recipe: Recipe, data: Data, folder: RunFolder, processes: Processes) -> None:
-        self.recipe, self.data, self.folder, self.processes = recipe, data, folder, processes
-        self.teacher = build_teacher(recipe, data, processes)
-        self.student = build_student(recipe, data, self.teacher)
+    def __init__(self, recipe: Recipe, facts: DataFacts, folder: RunFolder, processes: Processes) -> None:
+        self.recipe, self.facts, self.folder, self.processes = recipe, facts, folder, processes
+        self.teacher = build_teacher(recipe, facts, processes)
+        self.student = build_student(recipe, facts, self.teacher)
         torch.manual_seed(recipe.seed)  # the projectors' draws do not depend on how many the student took
-        self.objective = build_objective(recipe, self.student, self.teacher, data)
-        self.identity = {"data": data.identity, "teacher": self.teacher.identity if self.teacher else None}
+        self.objective = build_objective(recipe, self.student, self.teacher, facts)
+        self.identity: dict[str, Any] = {"teacher": self.teacher.identity if self.teacher else None}
         processes.on_main(lambda: must_be_the_same(recipe, folder, self.identity))
 
     def train(
-        self, interrupt: Interrupt, reporter: Callable[[str, RunFolder], Reporter], title: str
+        self,
+        prepare: Callable[[], Data],
+        interrupt: Interrupt,
+        reporter: Callable[[str, RunFolder], Reporter],
+        title: str,
     ) -> dict[str, dict[str, Any]]:
         """Train, or go on training, or find it done; return the rows of the student and the teacher."""
         if any(self.processes.gathered(self.folder.result() is not None)):
             log.info("%s is finished; its result is shown again. Give another run= to train anew.", self.folder.path)
             return (self.folder.result() or {"rows": {"student": {}}})["rows"]
+        data = prepare()
+        self.identity = {"data": data.identity, **self.identity}
         with contextlib.ExitStack() as stack:
             self.processes.on_main(lambda: self._begin(stack))
             step, average = self._step()
@@ -125,21 +142,21 @@ class _Run:
             autocast = _autocast(self.recipe)
 
             def judge() -> dict[str, float]:
-                if self.data.val is None:
+                if data.val is None:
                     return {}
                 self.processes.align(judged)
-                if not self.data.labelled:
+                if not data.labelled:
                     whole = TrainingStep(judged, self.objective, autocast=autocast)
-                    return evaluate_transfer(whole, self.teacher, self.data.val.epoch(0), self.processes)
-                return evaluate(judged, self.data.val.epoch(0), self.processes, autocast=autocast)
+                    return evaluate_transfer(whole, self.teacher, data.val.epoch(0), self.processes)
+                return evaluate(judged, data.val.epoch(0), self.processes, autocast=autocast)
 
             history = Loop(
-                step, self.teacher, self.data.train, judge,
+                step, self.teacher, data.train, judge,
                 make_optimizer([self.student, self.objective], **self.recipe.optimizer.model_dump()),
                 _settings(self.recipe), Checkpoints(self.folder.checkpoints, self.recipe.checkpoint.keep),
-                self.processes, reporter(title, self.folder), interrupt, average, self.data.skipped,
+                self.processes, reporter(title, self.folder), interrupt, average, data.skipped,
             ).run()  # fmt: skip
-            return self._finish(judged, history)
+            return self._finish(judged, data, history)
 
     def _begin(self, stack: contextlib.ExitStack) -> None:
         stack.enter_context(self.folder.owned())
@@ -159,18 +176,19 @@ class _Run:
         )  # fmt: skip
         return step, WeightAverage(self.student, self.recipe.ema) if self.recipe.ema else None
 
-    def _finish(self, judged: Tapped, history: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    def _finish(self, judged: Tapped, data: Data, history: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         rows: dict[str, dict[str, Any]] = {}
         if self.teacher is not None:
             self.teacher.verify()
-            rows["teacher"] = _teacher_row(self.teacher, self.data, self.processes)
-        skipped = all_skipped(self.processes.gathered(self.data.skipped))
+            rows["teacher"] = _teacher_row(self.teacher, data, self.processes)
+        skipped = all_skipped(self.processes.gathered(data.skipped))
         rows["student"] = {name: value for name, value in history[-1].items() if name.startswith(("top", "val_"))}
 
         def ship() -> None:
-            ship_student(self.folder.path, judged, student_card(self.recipe, self.student, self.data))
-            rows["student"] |= asdict(measure_cost(judged, (3, self.data.size, self.data.size)))
-            self.folder.write_result(_result(rows, self.recipe, self.data, self.identity, history, skipped))
+            ship_student(self.folder.path, judged, student_card(self.recipe, self.student, data))
+            cost = measure_cost(judged, (3, data.size, data.size), weights=self.folder.path / WEIGHTS_FILE)
+            rows["student"] |= asdict(cost)
+            self.folder.write_result(_result(rows, self.recipe, data, self.identity, history, skipped))
 
         self.processes.on_main(ship)
         return rows
@@ -192,24 +210,14 @@ def _result(
     }
 
 
-def _ready(recipe: Recipe, processes: Processes) -> tuple[Recipe, Data]:
-    split = open_split(recipe.data)
-    resolved = _resolved(recipe, split)
-    data = prepare_data(resolved, split, processes)
-    if processes.main:
-        for note in data.notes:
-            log.info(note)
-    return resolved, data
-
-
 def _resolved(recipe: Recipe, split: Split) -> Recipe:
     data = resolve_data(recipe.data, split.train)
     return recipe.model_copy(update={"data": data, "objective": default_objective(recipe)})
 
 
-def _alone(recipe: Recipe, data: Data) -> Recipe:
+def _alone(recipe: Recipe, facts: DataFacts) -> Recipe:
     """The control: the same student, data and schedule, on labels alone."""
-    if not data.labelled or recipe.teacher is None:
+    if not facts.labelled or recipe.teacher is None:
         raise RecipeError("control=true trains the student on labels without a teacher; it needs labels and a teacher.")
     ce = recipe.objective.get("ce")
     term: Any = {**ce, "weight": 1.0} if isinstance(ce, dict) else 1.0  # with the objective's own label smoothing
