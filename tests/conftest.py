@@ -1,7 +1,8 @@
 """Fixtures that every test may use."""
 
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,13 @@ ROOT = Path(__file__).resolve().parent.parent
 def one_thread() -> None:
     """One thread a test process: the suite runs one worker a core, and more threads than cores slow it many times."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def quiet_after() -> Iterator[None]:
+    """Take away where a command called in this process sent the library's sentences: no other test expects them."""
+    yield
+    logging.getLogger("potstill").handlers.clear()
 
 
 @pytest.fixture(scope="session")

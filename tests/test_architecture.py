@@ -16,7 +16,7 @@ PACKAGE = ROOT / "src" / "potstill"
 
 # Ground floor first. A room imports its own floor and the floors below; an import up is an error.
 FLOORS = (
-    {"batch", "errors"},
+    {"batch", "errors", "files", "plain_json"},
     {"projectors", "networks", "data"},
     {"methods", "analysis"},
     {"training", "tasks"},

@@ -1,6 +1,5 @@
 """Recipe files: YAML and ``key=value`` overrides to a checked :class:`Recipe`, every mistake reported at once."""
 
-import copy
 import re
 from collections.abc import Hashable, Iterable
 from pathlib import Path
@@ -12,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from potstill.config import Recipe
 from potstill.errors import RecipeError, nearest
 from potstill.methods import check_hyper
-from potstill.methods.objective import PEFD_OBJECTIVE
+from potstill.methods.objective import default_objective
 
 __all__ = ["dump_recipe", "load_recipe", "parse_recipe"]
 
@@ -58,7 +57,7 @@ def load_recipe(path: str | Path | None = None, overrides: Iterable[str] = (), *
     # What an objective starts from depends on the teacher, so its overrides come last.
     for override in sorted(overrides, key=lambda text: text.startswith("objective.")):
         if override.startswith("objective.") and not raw.get("objective"):
-            raw["objective"] = copy.deepcopy(PEFD_OBJECTIVE) if raw.get("teacher") else {"ce": 1.0}
+            raw["objective"] = default_objective(taught=bool(raw.get("teacher")))
         _lay_over(raw, override)
     return parse_recipe({**defaults, **raw}, where=str(path) if path is not None else "the command line")
 

@@ -33,8 +33,19 @@ def test_other_data_in_the_folder(refused, contents, quick, digits, finished, dr
     recipe["data"] |= {"source": "folder", "path": str(tmp_path / "data")}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     said = refused("train", tmp_path / "recipe.yaml")
-    assert f"{finished} belongs to another recipe: data.source was 'digits', now 'folder'; the data was " in said
+    assert f"{finished} belongs to another recipe: data.source was 'digits', now 'folder'" in said
     assert contents(finished) == before
+
+
+def test_other_images_under_the_same_recipe(refused, trains, contents, quick, draw, tmp_path):
+    for name in ("cats", "dogs"):
+        draw(tmp_path / "data" / name, 8)
+    command = ("train", *quick, f"data.path={tmp_path / 'data'}", f"run={tmp_path / 'run'}")
+    trains(*command)
+    before = contents(tmp_path / "run")
+    draw(tmp_path / "data" / "dogs", 9)
+    assert f"{tmp_path / 'run'} belongs to another recipe: the data was " in refused(*command)
+    assert contents(tmp_path / "run") == before
 
 
 @pytest.mark.parametrize("name", ["thesis.txt", "recipe.yaml"])

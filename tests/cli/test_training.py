@@ -132,20 +132,30 @@ def test_an_interrupt_from_the_keyboard_is_130(potstill, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_says_how_to_go_on(tmp_path, sent, code):
+@pytest.mark.parametrize(
+    ("sent", "code", "values"),
+    [
+        (signal.SIGTERM, 143, []),
+        (signal.SIGINT, 130, []),
+        (signal.SIGTERM, 143, ["data.loader=streaming", "data.workers=2"]),
+        (signal.SIGINT, 130, ["data.loader=streaming", "data.workers=2"]),
+    ],
+)
+def test_a_signal_saves_and_says_how_to_go_on(tmp_path, sent, code, values):
+    """The signal goes to the whole group of processes, the loader's workers too, as Ctrl-C and schedulers send it."""
     folder = tmp_path / "run"
     command = [
         sys.executable, "-m", "potstill", "train", "student.model=resnet8", "epochs=500", "data.val_fraction=0.9",
-        "log.every=1", f"run={folder}", "device=cpu",
+        "log.every=1", f"run={folder}", "device=cpu", *values,
     ]  # fmt: skip
+    pipe, environment = subprocess.PIPE, os.environ | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        command, stdout=pipe, stderr=pipe, text=True, env=environment, start_new_session=True
     ) as process:
         deadline = time.monotonic() + 90
         while not (folder / "steps.jsonl").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
-        process.send_signal(sent)
+        os.killpg(process.pid, sent)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == code
     assert errors.startswith(f"Stopped by {sent.name} after step ")

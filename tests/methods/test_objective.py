@@ -12,7 +12,7 @@ from potstill.errors import NetworkError, RecipeError
 from potstill.methods import KD, PEFD, Method, Needs, Setting
 from potstill.methods.ce import ce
 from potstill.methods.kd import kd
-from potstill.methods.objective import KD_OBJECTIVE, PEFD_OBJECTIVE, Objective, share_warnings
+from potstill.methods.objective import KD_OBJECTIVE, PEFD_OBJECTIVE, Objective, check_terms, share_warnings
 from potstill.methods.pefd import pefd
 from potstill.networks.features import Features, FeatureSpec
 
@@ -204,13 +204,12 @@ def test_a_teacher_of_other_classes_is_refused_only_where_logits_are_compared():
     assert Objective(other, PEFD_OBJECTIVE).weights["pefd"] == 25
 
 
-def test_check_names_what_the_data_lacks():
-    objective = Objective(SETTING, {"ce": 1, "kd": 1, "pefd": 25})
-    objective.check(labels=True, teacher=True)
+def test_what_the_data_lack_is_named():
+    check_terms(["ce", "kd", "pefd"], labels=True, teacher=True)
     with pytest.raises(RecipeError, match="The data has no labels, but ce in the objective needs them"):
-        objective.check(labels=False, teacher=True)
+        check_terms(["ce", "kd", "pefd"], labels=False, teacher=True)
     with pytest.raises(RecipeError, match="There is no teacher, but kd and pefd in the objective need one"):
-        objective.check(labels=True, teacher=False)
+        check_terms(["ce", "kd", "pefd"], labels=True, teacher=False)
     with pytest.raises(RecipeError, match=r"no labels.*no teacher"):
-        objective.check(labels=False, teacher=False)
-    Objective(SETTING, {"pefd": 1}).check(labels=False, teacher=True)
+        check_terms(["ce", "kd", "pefd"], labels=False, teacher=False)
+    check_terms(["pefd"], labels=False, teacher=True)

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from potstill.errors import RunError
-from potstill.training.checkpoints import Checkpoints, write_atomically
+from potstill.files import write_atomically
+from potstill.training.checkpoints import Checkpoints
 
 
 def test_keeps_the_newest_and_loads_what_was_saved(tmp_path: Path) -> None:

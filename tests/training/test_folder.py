@@ -42,8 +42,8 @@ def test_metrics_hold_a_row_an_epoch(tmp_path: Path) -> None:
 def test_the_result_says_that_a_run_is_finished(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     assert folder.result() is None
-    folder.write_result({"rows": {"student": {"top1": 50.0}}})
-    assert folder.result() == {"rows": {"student": {"top1": 50.0}}}
+    folder.write_result({"rows": {"student": {"top1": 50.0, "val_loss": float("nan")}}})
+    assert folder.result() == {"rows": {"student": {"top1": 50.0, "val_loss": None}}}
 
 
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:

@@ -18,10 +18,8 @@ def open_console(json: bool = False) -> Console:
     first one talks.
     """
     console = Console(stderr=json, highlight=False, markup=False, emoji=False, quiet=not is_main_process())
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console = Console(
-            stderr=json, highlight=False, markup=False, emoji=False, quiet=not is_main_process(), width=_PIPE_WIDTH
-        )
+    if not console.is_terminal:
+        console.width = _PIPE_WIDTH  # whatever COLUMNS says: it is the width of the terminal that started the pipe
     logger = logging.getLogger("potstill")
     logger.setLevel(logging.INFO)
     for old in [handler for handler in logger.handlers if isinstance(handler, _Plain)]:

@@ -1,13 +1,13 @@
 """What a machine reads: JSON on stdout, and nothing else there."""
 
 import contextlib
-import json
-import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import typer
+
+from potstill.plain_json import to_json
 
 __all__ = ["only_json", "print_json"]
 
@@ -21,18 +21,4 @@ def only_json(wanted: bool) -> Iterator[None]:
 
 def print_json(value: Any) -> None:
     """One JSON value on stdout; a loss that is NaN or infinite is null there, as JSON has no such numbers."""
-    typer.echo(json.dumps(finite(value), indent=2, allow_nan=False))
-
-
-def finite(value: Any) -> Any:
-    """The value with None for every number in it that is not finite.
-
-    Example:
-        >>> finite({"top1": 10.0, "rows": [float("nan"), float("inf"), 1]})
-        {'top1': 10.0, 'rows': [None, None, 1]}
-    """
-    if isinstance(value, Mapping):
-        return {key: finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    typer.echo(to_json(value, indent=2))

@@ -137,14 +137,10 @@ def config(
 
 def _network(part: "NetworkConfig", recipe: "Recipe") -> "Tapped":
     """A network as the recipe means it, at the data's size where the recipe says which data."""
-    from potstill.networks.build import build_network
-    from potstill.networks.tap import Taps
+    from potstill.procedures.networks import network_of
 
-    size = getattr(part, "size", None) or recipe.data.size
-    return build_network(
-        part.model, classes=None, weights=part.weights, args=dict(part.args),
-        taps=Taps(**part.taps.model_dump()) if part.taps else None, input_size=(3, size, size) if size else None,
-    )  # fmt: skip
+    untrained = part.model_copy(update={"pretrained": False})  # layers are looked at: no need to download weights
+    return network_of(untrained, None, getattr(part, "size", None) or recipe.data.size)
 
 
 def _method_card(cls: type[Any], hyper: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Decode a whole source into one array, with the policy for damaged images."""
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from potstill.data.source import Source
+from potstill.data.workers import decoding_workers
 from potstill.errors import DataError, nearest
 
 __all__ = ["ON_ERROR", "Materialised", "Skipped", "check_policy", "fit_square", "materialise"]
@@ -154,7 +154,7 @@ def visit(
 ) -> list[Skipped]:
     """Call ``each`` for every index, in several threads, and return the images that raised, in their order."""
     if threads is None:
-        threads = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8)
+        threads = decoding_workers()
 
     def run(start: int) -> list[Skipped]:
         found = []

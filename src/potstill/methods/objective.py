@@ -1,5 +1,6 @@
 """What a student is trained on: a weighted sum of methods."""
 
+import copy
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -15,13 +16,26 @@ from potstill.methods.numerics import full_precision
 from potstill.methods.registry import build_method, find_method
 from potstill.networks.features import Features
 
-__all__ = ["KD_OBJECTIVE", "PEFD_OBJECTIVE", "Objective", "check_terms", "share_warnings"]
+__all__ = ["KD_OBJECTIVE", "PEFD_OBJECTIVE", "Objective", "check_terms", "default_objective", "share_warnings"]
 
 PEFD_OBJECTIVE: dict[str, float | dict[str, Any]] = {"ce": 1.0, "pefd": {"weight": 25.0, "projectors": 3}}
 """The PEFD paper's, for every pair of networks and every data set (arXiv 2210.15274, section 4)."""
 
 KD_OBJECTIVE: dict[str, float | dict[str, Any]] = {"ce": 0.1, "kd": {"weight": 0.9, "temperature": 4.0}}
 """Plain KD as the CIFAR-100 comparisons run it."""
+
+
+def default_objective(taught: bool) -> dict[str, Any]:
+    """What a recipe that names no objective trains on: PEFD's with a teacher, the cross entropy without.
+
+    Args:
+        taught: whether there is a teacher.
+
+    Example:
+        >>> default_objective(taught=False)
+        {'ce': 1.0}
+    """
+    return copy.deepcopy(PEFD_OBJECTIVE) if taught else {"ce": 1.0}
 
 
 class Objective(nn.Module):
@@ -78,10 +92,6 @@ class Objective(nn.Module):
     def compares_logits(self) -> list[str]:
         """The methods for which the teacher's classes must be the data's."""
         return [name for name, method in self.methods.items() if "logits" in method.needs.teacher]
-
-    def check(self, *, labels: bool, teacher: bool) -> None:
-        """Refuse data or a lack of teacher that some term cannot work with; see :func:`check_terms`."""
-        check_terms(self.weights, labels=labels, teacher=teacher)
 
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> dict[str, Tensor]:
         """Each term by name, unweighted, and their weighted sum as ``"total"``; all scalars on the device.

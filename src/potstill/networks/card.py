@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from potstill.errors import NetworkError, RunError, nearest
+from potstill.errors import NetworkError, nearest
+from potstill.files import write_whole
 from potstill.networks.tapped import Taps
-from potstill.networks.weights import write_in_one_move
 
 __all__ = ["CARD_FILE", "WEIGHTS_FILE", "NetworkCard", "read_card"]
 
@@ -89,10 +89,7 @@ class NetworkCard:
             content = json.dumps(asdict(self), indent=2, allow_nan=False, ensure_ascii=False)
         except (TypeError, ValueError) as error:
             raise NetworkError(f"network card: args {self.args!r} cannot be written as JSON ({error})") from error
-        try:
-            write_in_one_move(path, (content + "\n").encode())
-        except OSError as error:
-            raise RunError(f"cannot write {path}: {error.strerror or error}") from error
+        write_whole(path, content + "\n")
         return path
 
 

@@ -5,12 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from potstill.errors import NetworkError, RunError
+from potstill.files import write_whole
 from potstill.networks.build import build_network
 from potstill.networks.card import CARD_FILE, WEIGHTS_FILE, NetworkCard
 from potstill.networks.cifar import CIFAR_MODELS, family_file
 from potstill.networks.origins import find_factory, timm_name
 from potstill.networks.tap import Tapped
-from potstill.networks.weights import save_weights, write_in_one_move
+from potstill.networks.weights import save_weights
 
 __all__ = ["PACKAGE", "how_to_load", "load_student", "ship_student"]
 
@@ -149,5 +150,5 @@ def write_package(folder: Path, family: Path) -> None:
     """Copy a family's file and the one that it builds on, and write the ``__init__.py`` that imports it."""
     folder.mkdir(exist_ok=True)
     for source in (family.with_name("base.py"), family):
-        write_in_one_move(folder / source.name, source.read_bytes())
-    write_in_one_move(folder / "__init__.py", PACKAGE_INIT.format(family=family.stem).encode())
+        write_whole(folder / source.name, source.read_bytes())
+    write_whole(folder / "__init__.py", PACKAGE_INIT.format(family=family.stem))

@@ -1,9 +1,7 @@
 """Weights in files: read without running code, loaded whole or not at all, written in one move."""
 
-import os
 import pickle
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from potstill.errors import NetworkError, RunError
+from potstill.errors import NetworkError
+from potstill.files import write_whole
 from potstill.networks.tapped import Tapped
 
 __all__ = ["load_weights", "read_weights", "save_weights"]
@@ -154,32 +153,7 @@ def save_weights(weights: nn.Module | Mapping[str, Tensor], path: str | Path) ->
     Raises:
         RunError: the file cannot be written.
     """
-    path = Path(path)
     state = plain_network(weights).state_dict() if isinstance(weights, nn.Module) else weights
     # clone: safetensors refuses tensors that share memory. Sorted: the order of a dict must not reach the file.
     plain = {key: state[key].detach().to("cpu").contiguous().clone() for key in sorted(state)}
-    content = safetensors.torch.save(plain, metadata={"format": "pt"})
-    try:
-        write_in_one_move(path, content)
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-def write_in_one_move(path: Path, content: bytes) -> None:
-    """Write beside the target, flush to the disk, then rename over it."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    write_whole(Path(path), safetensors.torch.save(plain, metadata={"format": "pt"}))

@@ -1,7 +1,6 @@
 """From a recipe's data section to the two loaders of a run."""
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -14,6 +13,7 @@ from potstill.data.resident import ResidentLoader
 from potstill.data.source import Source, Split, Subset, subset
 from potstill.data.streaming import StreamingLoader
 from potstill.data.views import Augmentation, Evaluation, View
+from potstill.data.workers import decoding_workers
 from potstill.errors import DataError
 from potstill.training.distributed import Processes
 
@@ -42,6 +42,7 @@ class DataFacts:
         size: side of the images.
         notes: sentences to say out loud.
         found: how many training and validation images there are, damaged ones among them.
+        identity: of the training images, damaged ones among them.
     """
 
     classes: tuple[str, ...]
@@ -50,6 +51,7 @@ class DataFacts:
     size: int
     notes: tuple[str, ...]
     found: tuple[int, int]
+    identity: str
 
     @property
     def labelled(self) -> bool:
@@ -64,14 +66,14 @@ class Data(DataFacts):
     Attributes:
         train: the training loader.
         val: the evaluation loader, or None where there is nothing to evaluate on.
-        identity: of the training images in use; the samples' indices are positions among these.
+        in_use: identity of the training images without damaged ones; the samples' indices are positions among these.
         skipped: of ``train`` and of ``val``, where each damaged image lies that was left out so far and what is wrong
             with it. A streaming loader adds to it as it meets them.
     """
 
     train: ResidentLoader | StreamingLoader
     val: ResidentLoader | StreamingLoader | None
-    identity: str
+    in_use: str
     skipped: dict[str, dict[str, str]]
 
 
@@ -138,6 +140,7 @@ def describe_data(recipe: Recipe, split: Split) -> DataFacts:
         size=size,
         notes=(split.note, _loader_note(config.loader, len(train) + (len(val) if val is not None else 0))),
         found=(len(train), len(val) if val is not None else 0),
+        identity=train.identity,
     )
 
 
@@ -166,7 +169,7 @@ def prepare_data(recipe: Recipe, split: Split, processes: Processes) -> Data:
         **{field.name: getattr(facts, field.name) for field in fields(facts)},
         train=learnt.loader,
         val=judged.loader if judged else None,
-        identity=learnt.source.identity,
+        in_use=learnt.source.identity,
         skipped={"train": learnt.skipped, "val": judged.skipped if judged else {}},
     )
 
@@ -238,15 +241,8 @@ def _loaded(
         return Loaded(resident, source, skipped)
     # Images of one size that are not cropped anew are evaluated whole, others by the usual centre crop.
     view: View = augmentation or Evaluation(size, **({"resize": 1.0} if config.crop != "resized" else {}))
+    workers = decoding_workers() if config.workers is None else config.workers
     streaming = StreamingLoader(
-        source, plan, view, mean, std, processes.device,
-        workers=_workers(config.workers), mixing=mixing, on_error=config.on_error,
+        source, plan, view, mean, std, processes.device, workers=workers, mixing=mixing, on_error=config.on_error,
     )  # fmt: skip
     return Loaded(streaming, source, streaming.skipped)
-
-
-def _workers(asked: int | None) -> int:
-    """One process a core that this process may use, up to eight: decoding saturates before that."""
-    return (
-        asked if asked is not None else min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
-    )

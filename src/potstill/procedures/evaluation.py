@@ -8,11 +8,11 @@ import numpy as np
 from potstill.config import Recipe
 from potstill.data.source import Source
 from potstill.errors import DataError, RecipeError, nearest
-from potstill.networks.build import build_network, read_card
+from potstill.networks.card import read_card
 from potstill.networks.ship import load_student
-from potstill.networks.tap import Tapped, Taps
+from potstill.networks.tap import Tapped
 from potstill.procedures.data import all_skipped, evaluation_loader, open_split, resolve_data
-from potstill.procedures.networks import DTYPES
+from potstill.procedures.networks import DTYPES, network_of
 from potstill.tasks.classification import evaluate
 from potstill.training.distributed import Processes
 
@@ -75,12 +75,7 @@ def _network(recipe: Recipe) -> Tapped:
     config = recipe.student
     if config.weights is not None and Path(config.weights).is_dir():
         return load_student(config.weights, config.model)
-    taps = Taps(**config.taps.model_dump()) if config.taps else None
-    size = (3, recipe.data.size, recipe.data.size) if recipe.data.size else None
-    return build_network(
-        config.model, classes=None, weights=config.weights, pretrained=config.pretrained, args=dict(config.args),
-        taps=taps, input_size=size,
-    )  # fmt: skip
+    return network_of(config, None, recipe.data.size)
 
 
 def _own_input(recipe: Recipe, network: Tapped) -> dict[str, object]:

@@ -32,7 +32,7 @@ def must_be_the_same(recipe: Recipe, folder: RunFolder, identity: dict[str, Any]
     Args:
         recipe: resolved.
         folder: where the run shall go, or go on.
-        identity: hashes of the ``data`` and of the ``teacher``.
+        identity: hashes of the ``data``, of the ``teacher`` and, once they are decoded, of the ``data in use``.
 
     Raises:
         RunError: names each field that differs.

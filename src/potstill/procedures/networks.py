@@ -2,14 +2,13 @@
 
 import logging
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from potstill.config import NetworkConfig, Recipe, TeacherConfig
 from potstill.errors import RecipeError
 from potstill.methods.base import Setting
-from potstill.methods.objective import PEFD_OBJECTIVE, Objective, check_terms
+from potstill.methods.objective import Objective, check_terms
 from potstill.networks.build import build_network
 from potstill.networks.card import NetworkCard, read_card
 from potstill.networks.tap import Tapped, Taps
@@ -17,16 +16,29 @@ from potstill.networks.teacher import Teacher
 from potstill.procedures.data import DataFacts
 from potstill.training.distributed import Processes
 
-__all__ = ["DTYPES", "build_objective", "build_student", "build_teacher", "default_objective", "student_card"]
+__all__ = ["DTYPES", "build_objective", "build_student", "build_teacher", "network_of", "student_card"]
 
 log = logging.getLogger(__name__)
 
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def default_objective(recipe: Recipe) -> dict[str, Any]:
-    """The recipe's objective; where it names none, PEFD's with a teacher and the cross entropy without."""
-    return dict(recipe.objective) or (dict(PEFD_OBJECTIVE) if recipe.teacher else {"ce": 1.0})
+def network_of(config: NetworkConfig, classes: int | None, size: int | None) -> Tapped:
+    """The network that a recipe's section names, with its weights and taps.
+
+    Args:
+        config: the section.
+        classes: for the head; None for as many as its weights, its arguments or its own default have.
+        size: the side of the images that it shall see; None for its own.
+
+    Raises:
+        NetworkError: for an unknown model or weights that do not fit.
+    """
+    taps = Taps(**config.taps.model_dump()) if config.taps else None
+    return build_network(
+        config.model, classes=classes, weights=config.weights, pretrained=config.pretrained,
+        args=dict(config.args), taps=taps, input_size=(3, size, size) if size else None,
+    )  # fmt: skip
 
 
 def build_student(recipe: Recipe, data: DataFacts, teacher: Teacher | None) -> Tapped:
@@ -42,7 +54,7 @@ def build_student(recipe: Recipe, data: DataFacts, teacher: Teacher | None) -> T
         raise RecipeError("student.model is missing: name the network to train, like student.model=resnet8x4.")
     classes = len(data.classes) or (teacher.spec.classes if teacher else 0)
     torch.manual_seed(recipe.seed)
-    return _build(recipe.student, classes, data.size)
+    return network_of(recipe.student, classes, data.size)
 
 
 def build_teacher(recipe: Recipe, data: DataFacts, processes: Processes) -> Teacher | None:
@@ -62,7 +74,7 @@ def build_teacher(recipe: Recipe, data: DataFacts, processes: Processes) -> Teac
         )
     # A run's folder and a library's own weights say what size they were trained at; a bare file does not.
     own_size = config.pretrained or Path(str(config.weights)).is_dir()
-    network = _build(config, None, config.size or (None if own_size else data.size))
+    network = network_of(config, None, config.size or (None if own_size else data.size))
     mean, std, size = _statistics(config, network, data)
     precision = recipe.precision if config.precision == "auto" else config.precision
     return Teacher(
@@ -86,7 +98,7 @@ def build_objective(recipe: Recipe, student: Tapped, teacher: Teacher | None, da
         RecipeError: for an objective that these networks or these data cannot serve: a method that reads labels
             without labels, one that reads a teacher without one, one that compares logits of other classes.
     """
-    terms = default_objective(recipe)
+    terms = recipe.objective
     check_terms(terms, labels=data.labelled, teacher=teacher is not None)  # before a method misses the classes
     objective = Objective(Setting(student.spec, teacher.spec if teacher else None), terms)
     if teacher and not objective.needs.teacher:
@@ -118,14 +130,6 @@ def student_card(recipe: Recipe, student: Tapped, data: DataFacts) -> NetworkCar
         model=str(model), args=dict(args), num_classes=student.spec.classes,
         classes=data.classes or None,
         mean=data.mean, std=data.std, input_size=(3, data.size, data.size), taps=taps,
-    )  # fmt: skip
-
-
-def _build(config: NetworkConfig, classes: int | None, size: int | None) -> Tapped:
-    taps = Taps(**config.taps.model_dump()) if config.taps else None
-    return build_network(
-        config.model, classes=classes, weights=config.weights, pretrained=config.pretrained,
-        args=dict(config.args), taps=taps, input_size=(3, size, size) if size else None,
     )  # fmt: skip
 
 

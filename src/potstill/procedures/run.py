@@ -14,6 +14,7 @@ from potstill.analysis.cost import measure_cost
 from potstill.config import Recipe
 from potstill.data.source import Split
 from potstill.errors import RecipeError, RunError
+from potstill.methods.objective import default_objective
 from potstill.networks.card import WEIGHTS_FILE
 from potstill.networks.ship import ship_student
 from potstill.networks.tap import Tapped
@@ -25,7 +26,6 @@ from potstill.procedures.networks import (
     build_objective,
     build_student,
     build_teacher,
-    default_objective,
     student_card,
 )  # fmt: skip
 from potstill.tasks.classification import evaluate
@@ -119,7 +119,7 @@ class _Run:
         self.student = build_student(recipe, facts, self.teacher)
         torch.manual_seed(recipe.seed)  # the projectors' draws do not depend on how many the student took
         self.objective = build_objective(recipe, self.student, self.teacher, facts)
-        self.identity: dict[str, Any] = {"teacher": self.teacher.identity if self.teacher else None}
+        self.identity = {"data": facts.identity, "teacher": self.teacher.identity if self.teacher else None}
         processes.on_main(lambda: must_be_the_same(recipe, folder, self.identity))
 
     def train(
@@ -134,7 +134,7 @@ class _Run:
             log.info("%s is finished; its result is shown again. Give another run= to train anew.", self.folder.path)
             return (self.folder.result() or {"rows": {"student": {}}})["rows"]
         data = prepare()
-        self.identity = {"data": data.identity, **self.identity}
+        self.identity["data in use"] = data.in_use
         with contextlib.ExitStack() as stack:
             self.processes.on_main(lambda: self._begin(stack))
             step, average = self._step()
@@ -212,7 +212,8 @@ def _result(
 
 def _resolved(recipe: Recipe, split: Split) -> Recipe:
     data = resolve_data(recipe.data, split.train)
-    return recipe.model_copy(update={"data": data, "objective": default_objective(recipe)})
+    objective = dict(recipe.objective) or default_objective(taught=recipe.teacher is not None)
+    return recipe.model_copy(update={"data": data, "objective": objective})
 
 
 def _alone(recipe: Recipe, facts: DataFacts) -> Recipe:

@@ -1,7 +1,5 @@
-"""Checkpoints that are whole or not there: written aside, flushed, then renamed."""
+"""A run's newest few states, each whole or not there."""
 
-import contextlib
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -9,8 +7,9 @@ from typing import Any
 import torch
 
 from potstill.errors import RunError
+from potstill.files import write_atomically
 
-__all__ = ["Checkpoints", "write_atomically"]
+__all__ = ["Checkpoints"]
 
 _SUFFIX = ".pt"
 
@@ -79,48 +78,3 @@ class Checkpoints:
 
     def _paths(self) -> list[Path]:
         return sorted(self.folder.glob(f"step-*{_SUFFIX}")) if self.folder.is_dir() else []
-
-
-def write_atomically(path: Path, write: Any) -> None:
-    """Call ``write`` with a path beside ``path``, flush what it wrote, and rename it to ``path``.
-
-    Raises:
-        RunError: where the file cannot be written (a full disk, no permission); nothing half-written stays behind.
-    """
-    part = path.with_name(path.name + ".part")
-    try:
-        write(part)
-        with open(part, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
-        _flush_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-        reason = _reason(error)
-        if reason is None:  # nothing that the system said: not the disk's fault
-            raise
-        raise RunError(
-            f"{path} could not be written: {reason}. What was there before is whole; when that is mended, the "
-            "same command goes on."
-        ) from None
-
-
-def _reason(error: BaseException) -> str | None:
-    """What the system said, which lies below what torch made of it; None where it said nothing."""
-    below: BaseException | None = error
-    while below is not None:
-        if isinstance(below, OSError):
-            return below.strerror or str(below)
-        below = below.__context__
-    return None
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make a rename survive a power cut (where the system can flush a folder at all)."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

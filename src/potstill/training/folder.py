@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from potstill.errors import RunError
-from potstill.training.checkpoints import Checkpoints, write_atomically
+from potstill.files import write_whole
+from potstill.plain_json import to_json
+from potstill.training.checkpoints import Checkpoints
 
 __all__ = ["RunFolder"]
 
@@ -90,7 +92,7 @@ class RunFolder:
     def write_text(self, name: str, text: str) -> None:
         """Write a file whole or not at all."""
         self.make()
-        write_atomically(self.path / name, lambda part: part.write_text(text, encoding="utf-8"))
+        write_whole(self.path / name, text)
 
     def write_metrics(self, history: list[dict[str, Any]]) -> None:
         """All epochs' rows, as ``metrics.csv``."""
@@ -111,7 +113,7 @@ class RunFolder:
         size = path.stat().st_size if path.exists() else 0
         try:
             with open(path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+                file.write(to_json(row) + "\n")
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.truncate(path, size)  # no half row
@@ -134,7 +136,7 @@ class RunFolder:
 
     def write_identity(self, identity: dict[str, Any]) -> None:
         """Hashes of what the run is made from, for a resumed run to compare with."""
-        self.write_text("identity.json", json.dumps(identity, indent=2) + os.linesep)
+        self.write_text("identity.json", to_json(identity, indent=2) + "\n")
 
     def identity(self) -> dict[str, Any]:
         """What :meth:`write_identity` wrote, or nothing."""
@@ -143,7 +145,7 @@ class RunFolder:
 
     def write_result(self, result: dict[str, Any]) -> None:
         """The run's outcome; its presence says that the run is finished."""
-        self.write_text("result.json", json.dumps(result, indent=2) + os.linesep)
+        self.write_text("result.json", to_json(result, indent=2) + "\n")
 
     def result(self) -> dict[str, Any] | None:
         """The outcome of a finished run, or None."""
