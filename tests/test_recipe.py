@@ -95,6 +95,12 @@ def test_an_override_needs_a_key_and_a_value(override: str) -> None:
         load_recipe(None, [override])
 
 
+def test_an_empty_value_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"'data\.path=' has no value; leave it out, or write data\.path=null"):
+        load_recipe(None, ["data.path="])
+    assert load_recipe(None, ["data.path=null"]).data.path is None
+
+
 def test_not_a_number_is_refused() -> None:
     with pytest.raises(RecipeError, match=r"optimizer.lr is nan"):
         load_recipe(None, ["optimizer.lr=.nan"])

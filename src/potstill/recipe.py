@@ -110,6 +110,8 @@ def _lay_over(raw: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise RecipeError(f"The override {override!r} is not of the form key=value, like epochs=30.")
+    if not text.strip():  # mostly a shell's variable that is not set
+        raise RecipeError(f"The override {override!r} has no value; leave it out, or write {key.strip()}=null.")
     try:
         value = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
