@@ -64,7 +64,7 @@ def run_demo(
     interrupt: Interrupt,
     reporter: Callable[[str, RunFolder], Reporter],
 ) -> Outcome:
-    """Train the teacher by the student's recipe, twice as long, then the control and the student; go on where it was interrupted.
+    """Train the teacher by the student's recipe but longer, then the control and the student; go on where it stopped.
 
     Args:
         recipe: from :func:`demo_recipe`.
