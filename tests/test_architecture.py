@@ -20,7 +20,7 @@ FLOORS = (
     {"projectors", "networks", "data"},
     {"methods", "analysis"},
     {"training", "tasks"},
-    {"procedures", "config", "recipe"},
+    {"procedures", "config", "recipe", "section"},
     {"export"},
     {"__init__"},  # the public names: they may come from any room, and no room asks for them
     {"cli", "__main__"},
@@ -28,7 +28,7 @@ FLOORS = (
 FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 
 # A recipe's values reach the rooms below as plain arguments, so only these know that there are recipes.
-READERS_OF_RECIPES = {"__init__", "cli", "procedures", "config", "recipe"}
+READERS_OF_RECIPES = {"__init__", "cli", "procedures", "config", "recipe", "section"}
 
 MOST_LINES = 320
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from potstill import projectors as module
 from potstill.errors import NetworkError, RecipeError
-from potstill.projectors import Activation, Init, ProjectorEnsemble
+from potstill.projectors import Activation, Init, ProjectorEnsemble, inits
+from potstill.projectors import ensemble as module
 
 aten = torch.ops.aten
 PRODUCTS = {aten.mm, aten.addmm, aten.bmm, aten.baddbmm, aten.matmul, aten.linear}
@@ -172,7 +172,163 @@ def test_orthogonal_start():
 
 def test_every_named_choice_has_what_it_names():
     assert tuple(module._ACTIVATIONS) == get_args(Activation)
-    assert tuple(module._INITS) == get_args(Init)
+    assert {*inits._DRAWS, "mixed"} == set(get_args(Init))
+
+
+@pytest.mark.parametrize("q", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize(("depth", "width"), [(1, 1), *[(depth, width) for depth in (2, 3, 4) for width in (1, 2, 3)]])
+def test_every_size_is_that_of_plain_projectors(q: int, depth: int, width: int):
+    torch.manual_seed(q)
+    plain = plain_projectors(5, 4, q, depth, width, bias=True)
+    ensemble = ProjectorEnsemble(5, 4, q, depth, width)
+    ensemble.load_projectors([[(layer.weight, layer.bias) for layer in layers] for layers in plain])
+    x = torch.randn(3, 5)
+    torch.testing.assert_close(ensemble(x), plain_forward(plain, "relu", x))
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_kaiming_and_xavier_starts(depth: int):
+    torch.manual_seed(0)
+    for init in ("kaiming", "xavier"):
+        ensemble = ProjectorEnsemble(300, 200, projectors=2, depth=depth, init=init)
+        for k in range(2):
+            for weight, bias in ensemble.projector(k):
+                rows, columns = weight.shape
+                deviation = (2 / columns) ** 0.5 if init == "kaiming" else (2 / (rows + columns)) ** 0.5
+                assert weight.std().item() == pytest.approx(deviation, rel=0.02)
+                widest = 6**0.5 * (1 / (rows + columns)) ** 0.5
+                assert (weight.abs().max() <= widest).item() == (init == "xavier")  # the normal one goes beyond
+                assert not bias.any()
+        assert not torch.equal(*ensemble.weight_0)
+
+
+@pytest.mark.parametrize(("q", "factors"), [(1, [1]), (2, [0.5, 2]), (3, [0.5, 1, 2])])
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_scaled_start_is_the_default_in_several_sizes(q: int, factors: list[float], bias: bool):
+    made = []
+    for init in ("default", "scaled"):
+        torch.manual_seed(3)
+        made.append(ProjectorEnsemble(4, 6, projectors=q, depth=2, bias=bias, init=init))
+    default, scaled = made
+    assert torch.equal(scaled.weight_0, default.weight_0)
+    for k, factor in enumerate(factors):
+        for (weight, offset), (plain, plain_offset) in zip(
+            scaled.projector(k)[1:], default.projector(k)[1:], strict=True
+        ):
+            assert torch.equal(weight, factor * plain)
+            assert offset is None if not bias else torch.equal(offset, factor * plain_offset)
+
+
+def test_the_mixed_start_takes_turns():
+    torch.manual_seed(4)
+    ensemble = ProjectorEnsemble(50, 50, projectors=5, init="mixed")
+    weights, biases = zip(*(ensemble.projector(k)[0] for k in range(5)), strict=True)
+    assert [bool(bias.any()) for bias in biases] == [True, False, False, False, True]
+    for k in (0, 4):
+        assert 0.9 / 50**0.5 < weights[k].abs().max() <= 1 / 50**0.5
+    torch.testing.assert_close(weights[1].T @ weights[1], torch.eye(50), atol=1e-5, rtol=0)
+    assert weights[2].std().item() == pytest.approx((2 / 50) ** 0.5, rel=0.1)
+    assert 0.9 * (6 / 100) ** 0.5 < weights[3].abs().max() <= (6 / 100) ** 0.5
+
+
+def off_orthonormal(ensemble: ProjectorEnsemble) -> float:
+    """The largest entry by which any weight's columns, or rows where there are fewer of those, are not orthonormal."""
+    worst = 0.0
+    for k in range(ensemble.projectors):
+        for weight, _ in ensemble.projector(k):
+            short = weight if weight.shape[0] >= weight.shape[1] else weight.T
+            worst = max(worst, (short.T @ short - torch.eye(short.shape[1])).abs().max().item())
+    return worst
+
+
+@pytest.mark.parametrize(("d", "m", "depth", "width"), [(6, 10, 1, 1), (10, 6, 1, 1), (8, 8, 1, 1), (5, 4, 3, 2)])
+def test_constrained_weights_stay_orthonormal_under_any_decay(d: int, m: int, depth: int, width: int):
+    torch.manual_seed(0)
+    ensemble = ProjectorEnsemble(d, m, 3, depth, width, activation="none", constraint="orthogonal")
+    assert off_orthonormal(ensemble) < 1e-5
+    optimizer = torch.optim.SGD(ensemble.parameters(), lr=1.0, momentum=0.9, weight_decay=0.1)
+    x, target = torch.randn(32, d), torch.randn(32, m)
+    before = [weight.clone() for weight in ensemble.weights()]
+    for _ in range(30):
+        optimizer.zero_grad()
+        (ensemble(x) - target).square().mean().backward()
+        optimizer.step()
+        assert off_orthonormal(ensemble) < 1e-5
+    assert all((a - b).abs().max() > 0.05 for a, b in zip(before, ensemble.weights(), strict=True))
+    with torch.no_grad():
+        for parameter in ensemble.parameters():
+            parameter.zero_()  # where decay ends
+    assert off_orthonormal(ensemble) < 1e-5
+
+
+@pytest.mark.parametrize(("d", "m"), [(3, 7), (7, 3), (5, 5)])
+def test_a_constrained_projector_learns_an_orthonormal_map(d: int, m: int):
+    torch.manual_seed(1)
+    wanted = nn.init.orthogonal_(torch.empty(m, d))
+    ensemble = ProjectorEnsemble(d, m, 1, activation="none", bias=False, constraint="orthogonal")
+    if d == m:  # rotations and reflections are apart: start among the wanted kind
+        side = torch.linalg.det(wanted) * torch.linalg.det(ensemble.weights()[0][0])
+        wanted[0] *= side.sign().item()
+    x = torch.randn(64, d)
+    optimizer = torch.optim.Adam(ensemble.parameters(), lr=0.05)
+    losses = []
+    for _ in range(600):
+        optimizer.zero_grad()
+        loss = (ensemble(x) - x @ wanted.T).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] > 0.1
+    assert losses[-1] < 0.02 * losses[0]
+
+
+@pytest.mark.parametrize(("d", "m"), [(3, 5), (5, 3), (4, 4)])
+def test_loading_under_a_constraint_takes_the_nearest_weights(d: int, m: int):
+    torch.manual_seed(2)
+    ensemble = ProjectorEnsemble(d, m, projectors=2, constraint="orthogonal")
+    exact = [[(nn.init.orthogonal_(torch.empty(m, d)), torch.randn(m))] for _ in range(2)]
+    ensemble.load_projectors(exact)
+    for k in range(2):
+        torch.testing.assert_close(ensemble.projector(k)[0][0], exact[k][0][0], atol=1e-5, rtol=0)
+        assert torch.equal(ensemble.projector(k)[0][1], exact[k][0][1])
+    ensemble.load_projectors([[(3 * weight, bias)] for ((weight, bias),) in exact])
+    torch.testing.assert_close(ensemble.projector(1)[0][0], exact[1][0][0], atol=1e-5, rtol=0)
+    with pytest.raises(NetworkError, match="Projector 0 has layers of shapes"):
+        ensemble.load_projectors([[(torch.zeros(d, m + 1), torch.zeros(m))]] * 2)
+    with pytest.raises(NetworkError, match=r"Orthonormal weights of shape \(2, \d, \d\) were given \(2, 1, 1\)"):
+        ensemble.weight_0.load(torch.zeros(2, 1, 1))
+
+
+def test_the_constraint_has_the_right_gradients_and_comes_back_from_a_state_dict():
+    torch.manual_seed(3)
+    one, two = (ProjectorEnsemble(3, 5, 2, constraint="orthogonal").double() for _ in range(2))
+    with torch.no_grad():
+        one.weight_0.free.normal_()
+    two.load_state_dict(one.state_dict())
+    x = torch.randn(4, 3, dtype=torch.float64)
+    assert torch.equal(one(x), two(x))
+    free = one.weight_0.free.detach().clone().requires_grad_()
+
+    def loss(values: Tensor) -> Tensor:
+        return torch.func.functional_call(one, {"weight_0.free": values}, (x,)).square().sum()
+
+    assert torch.autograd.gradcheck(loss, free)
+
+
+def test_the_constraint_in_one_graph():
+    torch._dynamo.reset()
+    ensemble = ProjectorEnsemble(4, 6, depth=2, constraint="orthogonal")
+    x = torch.randn(3, 4)
+    compiled = torch.compile(ensemble, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), ensemble(x))
+    compiled(x).sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in ensemble.parameters())
+
+
+def test_a_constraint_says_what_it_starts_with():
+    torch.manual_seed(5)
+    assert ProjectorEnsemble(3, 4, constraint="orthogonal").bias_0.any()
+    assert not ProjectorEnsemble(3, 4, constraint="orthogonal", init="orthogonal").bias_0.any()
 
 
 def test_the_state_dict_brings_the_ensemble_back():
@@ -193,7 +349,10 @@ def test_the_state_dict_brings_the_ensemble_back():
         ({"teacher_dim": 4, "projectors": 0, "depth": 2}, "have no effect with projectors=0"),
         ({"student_dim": 0}, "student_dim is 0"),
         ({"activation": "rellu"}, "activation is 'rellu'; it is one of relu, gelu, none. Did you mean 'relu'"),
-        ({"init": "xavier"}, "init is 'xavier'; it is one of default, orthogonal"),
+        ({"init": "xavir"}, "init is 'xavir'; it is one of default, orthogonal, .* Did you mean 'xavier'"),
+        ({"constraint": "orthogonl"}, "constraint is 'orthogonl'; it is one of orthogonal. Did you mean 'orth"),
+        ({"constraint": "orthogonal", "init": "scaled"}, "init='scaled' has no effect with constraint='orthogonal'"),
+        ({"teacher_dim": 4, "projectors": 0, "constraint": "orthogonal"}, "has no effect with projectors=0; leave it"),
     ],
 )
 def test_what_makes_no_projector_is_refused(arguments: dict, message: str):

@@ -4,91 +4,20 @@ The defaults are those of the PEFD paper on CIFAR-100 (arXiv 2210.15274, section
 a loss or a network: the procedures read them and call the library with plain values.
 """
 
-import json
 import math
-from types import NoneType
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, field_validator, model_validator
+
+from potstill.section import Beta, Deviations, Fraction, Mean, NonNegative, Positive, Section, Seed
 
 __all__ = [
-    "CheckpointConfig", "DataConfig", "LogConfig", "NetworkConfig", "OptimizerConfig", "Recipe", "ScheduleConfig",
-    "TapsConfig", "TeacherConfig", "unread",
+    "CheckpointConfig", "DataConfig", "LogConfig", "NetworkConfig", "OptimizerConfig", "ProcedureConfig", "Recipe",
+    "ScheduleConfig", "TapsConfig", "TeacherConfig",
 ]  # fmt: skip
 
-Positive = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[int, Field(ge=0)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
-Triple = tuple[float, float, float]
 
-# Keys that only some values of another key of their section read: key -> (the other key, those values).
-_READ_BY = {
-    "optimizer.momentum": ("name", ("sgd",)),
-    "optimizer.nesterov": ("name", ("sgd",)),
-    "optimizer.betas": ("name", ("adamw",)),
-    "schedule.drops": ("name", ("step",)),
-    "schedule.factor": ("name", ("step",)),
-    "schedule.final": ("name", ("cosine", "onecycle")),
-    "data.padding": ("crop", ("pad",)),
-    "data.scale": ("crop", ("resized",)),
-    "data.ratio": ("crop", ("resized",)),
-    "data.workers": ("loader", ("streaming",)),
-}
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _numbers_are_numbers(cls, value: Any, info: ValidationInfo) -> Any:
-        kinds = _kinds(cls.model_fields[str(info.field_name)].annotation) - {NoneType}
-        if kinds and kinds <= {int, float}:
-            for one in value if isinstance(value, list | tuple) else [value]:
-                if isinstance(one, bool | str):  # pydantic would take true for 1 and '3' for 3
-                    kind = "integer" if kinds == {int} else "number"
-                    got = "text" if isinstance(one, str) else "true or false"
-                    raise PydanticCustomError(
-                        "number", "Input should be a valid {kind}, not {got}", {"kind": kind, "got": got}
-                    )
-        return value
-
-
-def _kinds(annotation: Any) -> set[Any]:
-    """The plain types that a field's type is made of: of ``tuple[float, ...] | None`` float and None's."""
-    parts = [part for part in get_args(annotation) if isinstance(part, type) or get_args(part)]
-    return {kind for part in parts for kind in _kinds(part)} if parts else {annotation}
-
-
-def unread(name: str, section: BaseModel) -> list[str]:
-    """A sentence for each value of a section that differs from its default and that nothing reads.
-
-    Args:
-        name: the section's name in a recipe.
-        section: with what is left to "auto" said, as far as it decides over other keys.
-
-    Example:
-        >>> unread("data", DataConfig(crop="none", loader="resident", padding=2))
-        ['data.padding=2 does nothing with data.crop=none, only with pad. Leave it out, or change data.crop.']
-    """
-    found = []
-    for key, (option, readers) in _READ_BY.items():
-        part, _, field = key.partition(".")
-        if part != name or getattr(section, option) in readers:
-            continue
-        value = getattr(section, field)
-        if value != type(section).model_fields[field].default:
-            found.append(
-                f"{key}={json.dumps(value)} does nothing with {name}.{option}={getattr(section, option)}, only with "
-                f"{' and '.join(readers)}. Leave it out, or change {name}.{option}."
-            )
-    return found
-
-
-class DataConfig(_Section):
+class DataConfig(Section):
     """Where images come from and how they are seen."""
 
     source: Literal["auto", "digits", "cifar10", "cifar100", "folder", "parquet"] = Field(
@@ -118,8 +47,8 @@ class DataConfig(_Section):
     cutmix: Annotated[float, Field(ge=0.0)] = Field(
         0.0, description="alpha of CutMix; 0: off; with mixup: a coin a batch"
     )
-    mean: Triple | None = Field(None, description="mean of the channels, in 0..1; none: the data's own")
-    std: Triple | None = Field(None, description="standard deviation of the channels; none: the data's own")
+    mean: Mean | None = Field(None, description="mean of the channels, of pixels in 0..1; none: the data's own")
+    std: Deviations | None = Field(None, description="their standard deviation, likewise; none: the data's own")
     loader: Literal["auto", "resident", "streaming"] = Field(
         "auto", description="resident: the whole set on the device as uint8; streaming: decoded by workers"
     )
@@ -129,7 +58,7 @@ class DataConfig(_Section):
     )
 
 
-class TapsConfig(_Section):
+class TapsConfig(Section):
     """Which layers of a network that is not timm's a method reads (see `potstill taps`)."""
 
     classifier: str | None = Field(
@@ -139,7 +68,7 @@ class TapsConfig(_Section):
     maps: tuple[str, ...] = Field((), description="layers at the ends of the stages, stem first")
 
 
-class NetworkConfig(_Section):
+class NetworkConfig(Section):
     """A network: timm's by name, the CIFAR zoo's, torchvision's, or any module by package.module:factory."""
 
     model: str | None = Field(
@@ -154,13 +83,19 @@ class NetworkConfig(_Section):
 class TeacherConfig(NetworkConfig):
     """The network to learn from: frozen, in eval mode, never written."""
 
-    mean: Triple | None = Field(None, description="its own input mean; none: from its card, or the data's")
-    std: Triple | None = Field(None, description="its own input deviation; none: from its card, or the data's")
+    mean: Mean | None = Field(None, description="its own input mean; none: from its card, or the data's")
+    std: Deviations | None = Field(None, description="its own input deviation; none: from its card, or the data's")
     size: Positive | None = Field(None, description="its own input side; images are resized; none: the student's")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: the run's precision")
+    others: tuple[str, ...] = Field(
+        (), description="folders of further teachers' runs, whose logits dgkd reads beside this one's"
+    )
+    class_means: Literal["augmented", "clean"] = Field(
+        "augmented", description="what a method's class means are collected on: training views, or images as evaluated"
+    )
 
 
-class OptimizerConfig(_Section):
+class OptimizerConfig(Section):
     """One optimiser over the student and the objective's own modules (projectors)."""
 
     name: Literal["sgd", "adamw"] = "sgd"
@@ -174,18 +109,21 @@ class OptimizerConfig(_Section):
     decay_norm_and_bias: bool = Field(
         True, description="false: no decay of batch norms and biases (parameters of one axis)"
     )
+    helper_lr: Annotated[float, Field(gt=0.0)] = Field(
+        1.0, description="rate of what the methods train of their own (projectors), as a multiple of lr"
+    )
+    helper_weight_decay: Annotated[float, Field(ge=0.0)] | None = Field(
+        None, description="weight decay of what the methods train of their own; null: weight_decay"
+    )
 
     @model_validator(mode="after")
-    def _all_is_read(self) -> "OptimizerConfig":
-        problems = unread("optimizer", self)
+    def _nesterov_has_momentum(self) -> Self:
         if self.name == "sgd" and self.nesterov and self.momentum == 0:
-            problems.append("optimizer.nesterov=true needs a momentum above 0; got optimizer.momentum=0.")
-        if problems:
-            raise ValueError("\n".join(problems))
+            raise ValueError("optimizer.nesterov=true needs a momentum above 0; got optimizer.momentum=0.")
         return self
 
 
-class ScheduleConfig(_Section):
+class ScheduleConfig(Section):
     """The learning rate over the run; all times are parts of the run, so that a shorter run keeps the shape."""
 
     name: Literal["step", "cosine", "onecycle", "constant"] = "step"
@@ -200,14 +138,32 @@ class ScheduleConfig(_Section):
     )
     final: Fraction = Field(0.0, description="cosine, onecycle: the last rate, as a part of the peak")
 
-    @model_validator(mode="after")
-    def _all_is_read(self) -> "ScheduleConfig":
-        if problems := unread("schedule", self):
-            raise ValueError("\n".join(problems))
-        return self
+
+class ProcedureConfig(Section):
+    """The order in which things train."""
+
+    name: Literal["joint", "stagewise", "hint", "mutual", "assistants"] = Field(
+        "joint",
+        description="joint: all at once; stagewise: the backbone stage by stage, then the head; hint: fitnets first, "
+        "then the rest; mutual: with peers; assistants: through networks of sizes in between",
+    )
+    stage_epochs: Positive | tuple[Positive, ...] | None = Field(
+        None, description="stagewise, hint: epochs of each stage, out of the run's; none: divided evenly"
+    )
+    pretrain_epochs: Positive | None = Field(
+        None, description="joint: before the run's epochs, of what a method trains first (ft); none: an eighth of them"
+    )
+    peers: tuple[str, ...] = Field((), description="mutual: the networks that learn together with the student")
+    assistants: tuple[str, ...] = Field((), description="assistants: networks from the teacher's size to the student's")
+    dense: bool = Field(False, description="assistants: each learns from all above it (with dgkd), not from the last")
+    adapter: Literal["auto", "none", "conv", "conv_bn"] = Field(
+        "auto", description="stagewise: 1x1 convolution on the student's map; auto: where the channels differ"
+    )
+    stem: bool = Field(False, description="stagewise: a phase of its own for the stem, before the first stage's")
+    finetune: bool = Field(False, description="stagewise: the last phase trains the whole network, not the head alone")
 
 
-class CheckpointConfig(_Section):
+class CheckpointConfig(Section):
     """Atomic checkpoints; a run killed at any instant resumes to the same weights."""
 
     every_epochs: Positive = 1
@@ -215,17 +171,20 @@ class CheckpointConfig(_Section):
     keep: Positive = Field(2, description="how many of the newest to keep")
 
 
-class LogConfig(_Section):
+class LogConfig(Section):
     """How often the run looks at itself; between two looks the host never waits for the device."""
 
     every: Positive = Field(50, description="steps between two rows of steps.jsonl")
     shares: NonNegative = Field(
         500, description="steps between two measurements of each term's share of the gradient; 0: off"
     )
+    measures: bool = Field(
+        False, description="with each evaluation: norms, M_BC, and M_DA and CKA to the teacher (one more teacher pass)"
+    )
     evaluate: Positive = Field(1, description="epochs between two evaluations; the last epoch is always evaluated")
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """A run: data, networks, objective and how to train."""
 
     data: DataConfig = DataConfig()
@@ -234,6 +193,7 @@ class Recipe(_Section):
     objective: dict[str, float | dict[str, Any]] = Field(
         {}, description="weights of methods by name; none: ce + 25 pefd(3 projectors) with a teacher, ce without"
     )
+    procedure: ProcedureConfig = ProcedureConfig()
     epochs: Positive = 240
     batch_size: Positive = Field(64, description="images a step over all processes and micro-batches")
     accumulate: Positive = Field(1, description="micro-batches a step")

@@ -17,7 +17,7 @@ def test_a_path_that_is_not_there(refused, quick, tmp_path):
     said = refused("train", *quick, "data.source=cifar100", f"run={tmp_path / 'run'}")
     assert "The data source 'cifar100' needs data.path" in said
     said = refused("train", *quick, "data.source=cifar", f"run={tmp_path / 'run'}")
-    assert "data.source is 'cifar': input should be 'auto', 'digits', 'cifar10', 'cifar100'" in said
+    assert "data.source is 'cifar'; expected 'auto', 'digits', 'cifar10', 'cifar100'" in said
     assert list(tmp_path.iterdir()) == []
 
 
@@ -28,7 +28,7 @@ def test_a_path_that_is_not_there(refused, quick, tmp_path):
         ({"only": 4}, "has one class only (only); a labelled set needs at least two classes."),
         ({"cats": 4, "dogs": 0}, "no images in the class folder dogs. Add some or remove the folder."),
         ({"cats": 4, ".": 2}, "has images (000.png) beside folders (cats)."),
-        ({"train/cats": 4, "train/dogs": 4, "val/birds": 2}, "has 1 classes that the training set lacks: birds."),
+        ({"train/cats": 4, "train/dogs": 4, "val/birds": 2}, "has a class that the training set lacks: birds."),
         ({".": 6}, "The data has no labels, but ce in the objective needs them"),
     ],
 )
@@ -58,8 +58,14 @@ def test_images_without_labels_train_by_features(trains, quick, draw, teacher, t
     values = [f"data.path={tmp_path / 'flat'}", f"teacher.weights={teacher(3)}", f"run={tmp_path / 'run'}", *more]
     said = trains("distill", *quick, *RESIDENT, *values, "objective={pefd: 25}")
     assert "The images lie flat, so they go without labels." in said
+    (epoch,) = [line for line in said.splitlines() if "  done  " in line]
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert "top1" not in result["rows"]["student"]
+    pefd, total = (result["rows"]["student"][name] for name in ("val_pefd", "val_total"))
+    assert f"  val_total {total:.4g}  val_pefd {pefd:.4g}  " in epoch
+    assert (
+        f"there are no accuracies. The student's objective on the validation images, val_total, is {total:.4g};" in said
+    )
     assert (result["data"]["train"], result["data"]["val"], result["classes"]) == (11, 1, [])
     assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["objective"] == {"pefd": 25.0}
 

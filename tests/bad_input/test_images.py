@@ -38,7 +38,8 @@ def test_a_damaged_image_is_named(refused, trains, quick, draw, damaged, loader,
     values = [*quick, *loader, f"data.path={tmp_path / 'data'}", f"run={run}"]
     said = refused("train", *values)
     assert f"Cannot read the image {damaged[0]}: it is none of JPEG, PNG" in said or f"{damaged[1]}: " in said
-    assert said.rstrip().endswith("Mend or remove it, or set data.on_error=skip to go on without it.")
+    assert said.rstrip().endswith(". Mend or remove it, or set data.on_error=skip to go on without it.")
+    assert said.count("on_error") == 1
     assert not (run / "result.json").exists()
     assert not (run / "checkpoints").exists()
     # It can be mended, and the same command starts, whatever it said in the folder before.
@@ -52,13 +53,14 @@ def test_skipped_images_are_counted_and_reported(trains, quick, damaged, loader,
     values = [*quick, *loader, f"data.path={tmp_path / 'data'}", f"run={run}", "data.on_error=skip", "epochs=2"]
     said = trains("train", *values)
     assert "warning: 3 damaged images were skipped. Cannot read the image " in said
+    assert "Mend or remove" not in said  # what to do is for those whose run stopped
     data = json.loads((run / "result.json").read_text())["data"]
     assert (data["train"], data["val"]) == (10, 5)
     assert {name: sorted(images) for name, images in data["skipped"].items()} == {
         "train": sorted(str(path) for path in damaged[:2]),
         "val": [str(damaged[2])],
     }
-    assert "it is empty (0 bytes)" in data["skipped"]["val"][str(damaged[2])]
+    assert data["skipped"]["val"][str(damaged[2])] == f"Cannot read the image {damaged[2]}: it is empty (0 bytes)."
 
     # A run that was interrupted after its last checkpoint tells of them all the same.
     (run / "result.json").unlink()

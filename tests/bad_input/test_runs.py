@@ -1,10 +1,16 @@
 """A run's folder is the run's: nobody else's recipe, files or process; and one that diverges says where it was well."""
 
 import json
+import re
+import shlex
+import shutil
 
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 
+from potstill.procedures.identity import recipe_with_head
+from potstill.recipe import load_recipe
 from potstill.training.folder import RunFolder
 
 
@@ -34,6 +40,7 @@ def test_other_data_in_the_folder(refused, contents, quick, digits, finished, dr
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     said = refused("train", tmp_path / "recipe.yaml")
     assert f"{finished} belongs to another recipe: data.source was 'digits', now 'folder'" in said
+    assert "hash" not in said
     assert contents(finished) == before
 
 
@@ -44,7 +51,11 @@ def test_other_images_under_the_same_recipe(refused, trains, contents, quick, dr
     trains(*command)
     before = contents(tmp_path / "run")
     draw(tmp_path / "data" / "dogs", 9)
-    assert f"{tmp_path / 'run'} belongs to another recipe: the data was " in refused(*command)
+    said = refused(*command)
+    assert f"{tmp_path / 'run'} cannot go on: the training images have changed: the hash was " in said
+    was = json.loads((tmp_path / "run" / "identity.json").read_text())["data"]
+    assert f" {was[:12]}, now " in said
+    assert was not in said
     assert contents(tmp_path / "run") == before
 
 
@@ -73,10 +84,14 @@ def test_a_finished_student_and_checkpoints_without_a_recipe(
     assert contents(run) == before
 
 
-def test_a_folder_that_cannot_be_made(refused, quick, digits, tmp_path):
+def test_a_folder_that_cannot_be_made(refused, quick, digits, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("mine")
+    monkeypatch.setattr("potstill.procedures.run.prepare_data", None)  # it is found before an image is decoded
     said = refused("train", *quick, *digits, f"run={tmp_path / 'file' / 'run'}")
-    assert f"The run's folder {tmp_path / 'file' / 'run'} cannot be made: Not a directory." in said
+    assert f"{tmp_path / 'file'} is a file, so there can be no folder {tmp_path / 'file' / 'run'}; give another" in said
+    assert f"{tmp_path / 'file'} is a file; give another run=." in refused(
+        "train", *quick, *digits, f"run={tmp_path / 'file'}"
+    )
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -131,3 +146,71 @@ def test_what_is_no_finished_run_is_not_used(refused, contents, quick, digits, t
     said = refused("distill", *quick, *digits, f"teacher.weights={run}", f"run={tmp_path / 'other'}")
     assert "is no run's folder: it has no student.json" in said
     assert contents(tmp_path) == {}
+
+
+def test_what_follows_from_another_field_is_not_told(refused, quick, finished):
+    said = refused("train", *quick, "data.source=digits", "data.val_fraction=0.8", f"run={finished}")
+    assert f"{finished} belongs to another recipe: data.val_fraction was 0.9, now 0.8. Give another run=" in said
+
+
+def test_a_teacher_is_told_field_by_field_and_once(refused, contents, quick, digits, teacher, finished):
+    before = contents(finished)
+    objective = "objective={ce: 1, kd: {weight: 2, temperature: 3}}"
+    said = refused("distill", *quick, *digits, f"teacher.weights={teacher(10)}", objective, f"run={finished}")
+    assert f"teacher.weights was none, now '{teacher(10)}'" in said
+    assert "objective.kd.weight was none, now 2; objective.kd.temperature was none, now 3" in said
+    assert said.count("teacher") == 1 + str(teacher(10)).count("teacher")
+    assert "{" not in said
+    assert "objective.ce" not in said
+    assert contents(finished) == before
+
+
+def test_another_teacher_and_a_changed_one(refused, trains, quick, digits, teacher, tmp_path):
+    own = shutil.copytree(teacher(10), tmp_path / "own")
+    values = [*quick, *digits, "objective={ce: 1, pefd: 25}", f"run={tmp_path / 'run'}"]
+    trains("distill", *values, f"teacher.weights={own}")
+    moved = shutil.copytree(own, tmp_path / "moved")
+    trains("distill", *values, "objective.ce={weight: 1}", f"teacher.weights={moved}")
+    said = refused("distill", *values, f"teacher.weights={teacher(3)}")
+    assert f"belongs to another recipe: teacher.weights was '{own}', now '{teacher(3)}'. Give" in said
+    state = {name: value + 1 for name, value in load_file(own / "student.safetensors").items()}
+    save_file(state, own / "student.safetensors")
+    said = refused("distill", *values, f"teacher.weights={own}")
+    assert re.search(
+        "run cannot go on: the teacher has changed: the hash was [0-9a-f]{12}, now [0-9a-f]{12}. Give", said
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("identity.json", None, "identity.json is missing: nothing tells whether data and teacher are still those"),
+        ("identity.json", "{", "identity.json is damaged: it is no valid JSON ("),
+        ("result.json", "[]", "result.json is damaged: it holds a list, not an object. Delete it"),
+        ("recipe.yaml", "a: [", "recipe.yaml is damaged: it is no valid YAML ("),
+        (
+            "recipe.yaml",
+            "- 1",
+            "recipe.yaml is damaged: it holds no recipe. Put it back as it was, or give another run=",
+        ),
+    ],
+)
+def test_damaged_files_of_a_run(refused, trains, contents, quick, digits, finished, tmp_path, name, content, message):
+    run = shutil.copytree(finished, tmp_path / "run")
+    (run / name).unlink()
+    if content is not None:
+        (run / name).write_text(content)
+    before = contents(run)
+    assert f"{run}/{message}" in refused("train", *quick, *digits, f"run={run}")
+    assert contents(run) == before
+    if name == "result.json":  # what it said to do does it
+        (run / name).unlink()
+        trains("train", *quick, *digits, f"run={run}")
+
+
+def test_the_head_of_a_recipe_is_a_command(monkeypatch, quick):
+    values = ["train", "objective={ce: 1, kd: {weight: 1, temperature: 4}}", "data.path=my photos"]
+    monkeypatch.setattr("sys.argv", ["/usr/bin/potstill", *values, "run=a\nb"])
+    _, command, rest = recipe_with_head(load_recipe(None, quick)).split("\n", 2)
+    assert shlex.split(command.removeprefix("# ")) == ["potstill", *values, "run=a b"]
+    assert yaml.safe_load(rest)["epochs"] == 1

@@ -98,6 +98,10 @@ def test_taps_propose_pairs(potstill):
         (["taps"], "Name a network to look at"),
         (["taps", "student.model=resnet8x5"], "resnet8x5"),
         (["config", "nothing.yaml"], "There is no recipe file nothing.yaml."),
+        (
+            ["config", "--schema", "foo"],
+            "prints the schema of all recipes, and reads no foo; leave one of the two out.",
+        ),
     ],
 )
 def test_mistakes_are_one_line(potstill, arguments, message):

@@ -1,10 +1,12 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -54,6 +56,52 @@ def test_distill_compares_with_the_control(potstill, tiny, teacher_run, tmp_path
     assert shown["folder"] == str(folder)
     assert shown["difference"] == pytest.approx(shown["rows"]["student"]["top1"] - shown["rows"]["control"]["top1"])
     assert "is finished; its result is shown again" in again.stderr
+
+
+def hinted(output, begin):
+    """The words of the command that a line tells, after ``potstill``."""
+    (line,) = [line for line in output.splitlines() if begin in line]
+    name, *words = shlex.split(line.partition(begin)[2])
+    assert name == "potstill"
+    return words
+
+
+def test_the_hint_to_teach_a_smaller_one_trains_on_the_same_data(potstill, tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "recipe.yaml"
+    path.write_text("data: {split_seed: 3, mean: [0.5, 0.5, 0.25]}\n")
+    result = potstill("train", str(path), *tiny, "data.source=digits", "data.size=8", "run=my runs/a b")
+    assert result.exit_code == 0, result.output
+    assert hinted(result.stdout, "Next: ") == ["export", "my runs/a b"]
+    *words, student = hinted(result.stdout, "To teach a smaller one: ")
+    assert student == "student.model=..."
+    assert words[:2] == ["distill", "data.source=digits"]
+    result = potstill(*words, "student.model=resnet8", *tiny[2:], "run=taught")
+    assert result.exit_code == 0, result.output
+    before, now = (yaml.safe_load(Path(run, "recipe.yaml").read_text()) for run in ("my runs/a b", "taught"))
+    assert now["data"] == before["data"]
+    assert (now["data"]["size"], now["data"]["val_fraction"], now["data"]["split_seed"]) == (8, 0.9, 3)
+    assert now["teacher"]["weights"] == "my runs/a b"
+
+
+def test_the_hints_after_a_network_of_ones_own_name_it(potstill, tiny, tmp_path, monkeypatch):
+    (tmp_path / "hinted_net.py").write_text(
+        "from torch import nn\n"
+        "def small(num_classes=10):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 8), nn.ReLU(), nn.Linear(8, num_classes))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    values = [*(value for value in tiny if not value.startswith("student.")), "data.size=8"]
+    result = potstill("train", *values, "student.model=hinted_net:small", "run=own")
+    assert result.exit_code == 0, result.output
+    export = hinted(result.stdout, "Next: ")
+    assert export == ["export", "own", "--model", "hinted_net:small"]
+    assert potstill(*export, "--format", "safetensors").exit_code == 0
+    *words, _ = hinted(result.stdout, "To teach a smaller one: ")
+    assert words[-2:] == ["teacher.weights=own", "teacher.model=hinted_net:small"]
+    result = potstill(*words, "student.model=resnet8", *values[1:-1], "run=taught")
+    assert result.exit_code == 0, result.output
 
 
 def test_json_is_alone_on_stdout(potstill, tiny, tmp_path):

@@ -67,15 +67,18 @@ def test_evaluate_other_images_by_the_names_of_their_classes(potstill, teacher_r
 
 
 def test_evaluated_labels_are_the_networks_own_numbers(pictures):
-    from potstill.procedures.evaluation import _match_classes
+    from potstill.procedures.evaluation import _numbered_as
 
     class Network:
         class spec:
             classes = 10
 
     source = open_data("folder", pictures, val_fraction=0).train
-    _match_classes(source, Network, tuple("0123456789"))
-    assert sorted(set(source.labels.tolist())) == [3, 5, 8]
+    numbered = _numbered_as(source, Network, tuple("0123456789"))
+    assert sorted(set(numbered.labels.tolist())) == [3, 5, 8]
+    assert numbered.classes == tuple("0123456789")
+    assert sorted(set(source.labels.tolist())) == [0, 1, 2]
+    assert source.classes == ("3", "5", "8")
 
 
 def test_export_writes_and_checks(potstill, teacher_run, tmp_path):
@@ -102,6 +105,17 @@ def test_export_shows_its_files(potstill, teacher_run, tmp_path):
         (["export", "nowhere"], "nowhere is no run's folder"),
         (["export", "{run}", "--format", "onxx"], "Did you mean 'onnx'?"),
         (["evaluate", "{run}", "data.pth=x"], "Did you mean 'path'?"),
+        (["evaluate", "{run}", "objectives={{}}"], "Did you mean 'objective'?"),
+        (
+            ["evaluate", "{run}", "teacher.weights=nope", "device=cpu", "epochs=3", "objective.ce=1"],
+            "`potstill evaluate` does not read teacher.weights, epochs, objective.ce; it reads data.*, student.*, "
+            "batch_size, device and precision.",
+        ),
+        (["evaluate", "student.model=resnet8", "seed=1"], "`potstill evaluate` does not read seed; it reads data.*"),
+        (
+            ["evaluate", "{run}", "--device", "cpu"],
+            "There is no option --device; it is a key of the recipe: device=cpu",
+        ),
         (["evaluate", "{run}", "data.path=nowhere"], "There is no nowhere"),
     ],
 )

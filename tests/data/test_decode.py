@@ -167,7 +167,7 @@ def test_a_camera_file_of_several_pictures():
 def test_truncated_files_are_named(form):
     noise = np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)
     data = file_of(Image.fromarray(noise), form)
-    with pytest.raises(DataError, match=r"Cannot read the image cat 7: .+data\.on_error=skip"):
+    with pytest.raises(DataError, match=r"^Cannot read the image cat 7: [^.]+(\(.*\))?\.$"):
         decode(data[: len(data) // 2], "cat 7")
 
 

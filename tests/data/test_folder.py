@@ -167,7 +167,7 @@ class TestRefused:
     def test_an_unknown_class_in_validation(self, tmp_path):
         for name in ("train/a/1.png", "train/b/1.png", "val/a/1.png", "val/zebra/1.png"):
             draw(tmp_path / name)
-        self.check(tmp_path, "val has 1 classes that the training set lacks: zebra")
+        self.check(tmp_path, "val has a class that the training set lacks: zebra")
 
     def test_validation_without_labels(self, tmp_path):
         for name in ("train/a/1.png", "train/b/1.png", "val/1.png"):

@@ -184,7 +184,7 @@ class TestClasses:
     def test_an_unknown_text_label_in_validation(self, tmp_path):
         write(tmp_path / "train.parquet", {"image": structs([1, 2]), "label": ["a", "b"]})
         write(tmp_path / "test.parquet", {"image": structs([1, 2]), "label": ["b", "emu"]})
-        with pytest.raises(DataError, match="has 1 classes that the training set lacks: emu"):
+        with pytest.raises(DataError, match="has a class that the training set lacks: emu"):
             open_data("auto", tmp_path)
 
 

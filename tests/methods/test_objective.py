@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from potstill.batch import Batch
 from potstill.errors import NetworkError, RecipeError
 from potstill.methods import KD, PEFD, Method, Needs, Setting
+from potstill.methods.base import Known
 from potstill.methods.ce import ce
 from potstill.methods.kd import kd
 from potstill.methods.objective import KD_OBJECTIVE, PEFD_OBJECTIVE, Objective, check_terms, share_warnings
@@ -134,17 +135,42 @@ def test_shares_are_the_weighted_gradients_at_the_embedding():
     one, two = 2 * by_ce.norm().item(), 25 * by_pefd.norm().item()
     assert shares["ce"].item() == pytest.approx(one / (one + two), rel=1e-5)
     assert shares["pefd"].item() == pytest.approx(two / (one + two), rel=1e-5)
-    assert shares[HERE].item() == 0
+    assert HERE not in shares  # it does not reach the embedding
     assert student.embedding.grad is None  # nothing is left behind, and the graph still serves the step
     losses["total"].backward()
     assert student.embedding.grad.norm() > 0
 
 
-def test_shares_of_nothing_are_zero():
-    objective = Objective(SETTING, {HERE: 1})
+def test_one_term_has_no_share():
+    objective = Objective(SETTING, {"ce": 1, HERE: 1})
     _, student, teacher, batch = case()
     losses = objective(student, teacher, batch)
-    assert objective.gradient_shares(losses, student.embedding)[HERE].item() == 0
+    assert objective.gradient_shares(losses, student.embedding) == {}
+
+
+@pytest.mark.parametrize(("epoch", "factor"), [(0, 0.0), (5, 0.25), (20, 1.0), (100, 1.0)])
+def test_a_warm_up_raises_the_weight_epoch_by_epoch(epoch: int, factor: float):
+    objective = Objective(SETTING, {"ce": 1, "kd": {"weight": 3, "warmup": 20}, "pefd": 25})
+    _, student, teacher, batch = case()
+    objective.start_epoch(epoch)
+    losses = objective(student, teacher, batch)
+    expected = losses["ce"] + 3 * factor * losses["kd"] + 25 * losses["pefd"]
+    assert losses["total"].item() == pytest.approx(expected.item(), rel=1e-6)
+    assert set(objective.gradient_shares(losses, student.embedding)) == {"ce", "pefd"} | (
+        {"kd"} if factor == 1 else set()
+    )
+
+
+def test_methods_hear_of_the_data_and_of_epochs_that_begin():
+    objective = Objective(SETTING, {"ce": 1, HERE: 1})
+    known, term = Known(labels=torch.arange(3)), objective.methods[HERE]
+    heard = []
+    term.prepare, term.start_epoch = heard.append, heard.append
+    objective.prepare(known)
+    objective.start_epoch(3)
+    objective.start_epoch(4, resumed=True)
+    assert heard == [known, 3]
+    assert objective.epoch == 4
 
 
 def test_half_precision_does_not_lose_the_shares():
@@ -187,6 +213,8 @@ def test_warnings_about_shares(shares: dict, found: list[str]):
         ({"ce": True}, RecipeError, "weight of the objective's ce is True; expected a positive number"),
         ({"ce": "1e-3"}, RecipeError, "weight of the objective's ce is '1e-3'; expected a positive number"),
         ({"pefd": {"projectors": 1}}, RecipeError, r"pefd has no weight; write it as pefd: \{weight: 1, ...\}"),
+        ({"ce": {"weight": 1, "warmup": -1}}, RecipeError, "warmup of the objective's ce is -1; expected a number of"),
+        ({"ce": {"weight": 1, "warmup": 0.5}}, RecipeError, "warmup of the objective's ce is 0.5; expected a number"),
         ({"ce": None}, RecipeError, "ce has no weight"),
         ({"cee": 1}, RecipeError, "There is no method 'cee'. Did you mean 'ce'"),
         ({"kd": {"weight": 1, "T": 4}}, RecipeError, "kd has no hyper-parameter 'T'. It takes temperature=4.0"),

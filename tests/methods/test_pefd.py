@@ -11,7 +11,7 @@ from torch import Tensor
 from potstill.batch import Batch
 from potstill.errors import NetworkError, RecipeError
 from potstill.methods import PEFD, Setting
-from potstill.methods.pefd import pefd
+from potstill.methods.pefd import pefd, weight_similarity
 from potstill.networks.features import Features, FeatureSpec
 
 SIZES = [(2, 4, 9), (2, 9, 4), (7, 6, 6), (1, 3, 5)]  # batch, student, teacher
@@ -139,6 +139,99 @@ def test_teachers_without_classifier_and_equal_dimensions_without_projector():
     method, student, teacher, batch = case(3, 5, 5, projectors=0)
     assert not list(method.parameters())
     assert torch.equal(method(student, teacher, batch), pefd(student.embedding, teacher.embedding))
+
+
+@pytest.mark.parametrize(("b", "d", "m"), SIZES)
+def test_the_teacher_can_be_projected_instead(b: int, d: int, m: int):
+    torch.manual_seed(b)
+    method, student, teacher, batch = case(b, d, m, side="teacher", depth=2, width=2, activation="gelu")
+    assert method.projector.weight_0.shape == (3, 2 * d, m)  # the width is a multiple of the length projected to
+    loss = method(student, teacher, batch)
+    assert loss.item() == pytest.approx(naive_pefd(student.embedding, method.projector(teacher.embedding)), rel=1e-5)
+    loss.backward()
+    assert teacher.embedding.grad is None
+    assert student.embedding.grad.any()
+    assert all(parameter.grad.any() for parameter in method.parameters())
+
+
+def naive_similarity(method: PEFD) -> float:
+    """The mean over layers and over pairs of projectors, with lists and loops."""
+    found = []
+    for layer in range(method.projector.depth):
+        flat = [method.projector.projector(k)[layer][0].flatten().tolist() for k in range(method.projector.projectors)]
+        for i, a in enumerate(flat):
+            for b in flat[:i]:
+                lengths = math.sqrt(sum(x * x for x in a)) * math.sqrt(sum(x * x for x in b))
+                found.append(sum(x * y for x, y in zip(a, b, strict=True)) / lengths)
+    return sum(found) / len(found)
+
+
+@pytest.mark.parametrize("hyper", [{}, {"projectors": 2}, {"projectors": 8, "depth": 3, "width": 2}])
+@pytest.mark.parametrize("constraint", [None, "orthogonal"])
+def test_diversity_adds_how_alike_the_projectors_are(hyper: dict, constraint: str | None):
+    torch.manual_seed(0)
+    method, student, teacher, batch = case(3, 4, 5, diversity=0.5, constraint=constraint, **hyper)
+    projected = method.projector(student.embedding)
+    expected = naive_pefd(projected, teacher.embedding) + 0.5 * naive_similarity(method)
+    assert method(student, teacher, batch).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_similarity_at_its_ends_and_at_zero():
+    same = torch.randn(1, 4, 3).expand(5, 4, 3)
+    assert weight_similarity([same]).item() == pytest.approx(1, abs=1e-6)
+    assert weight_similarity([torch.stack([same[0], -2 * same[0]])]).item() == pytest.approx(-1, abs=1e-6)
+    assert weight_similarity([torch.eye(4).view(4, 2, 2)]).item() == 0
+    zero = torch.zeros(3, 2, 2, requires_grad=True)
+    weight_similarity([zero]).backward()
+    assert not zero.grad.any()
+
+
+def test_diversity_drives_projectors_apart():
+    torch.manual_seed(1)
+    method, student, teacher, batch = case(8, 6, 6, diversity=1.0)
+    with torch.no_grad():
+        method.projector.weight_0[1:] = method.projector.weight_0[0] + 0.01 * torch.randn(2, 6, 6)
+    before = naive_similarity(method)
+    optimizer = torch.optim.SGD(method.parameters(), lr=0.5)
+    for _ in range(20):
+        optimizer.zero_grad()
+        method(student, teacher, batch).backward()
+        optimizer.step()
+    assert before > 0.99
+    assert naive_similarity(method) < 0.5
+
+
+@pytest.mark.parametrize(
+    "hyper", [{"side": "teacher"}, {"diversity": 0.1}, {"constraint": "orthogonal"}, {"init": "mixed", "projectors": 8}]
+)
+def test_the_options_in_one_graph(hyper: dict):
+    torch._dynamo.reset()
+    method, student, teacher, batch = case(4, 5, 6, **hyper)
+
+    def loss(s: Tensor, t: Tensor) -> Tensor:
+        return method(Features(student.logits, s), Features(teacher.logits, t), batch)
+
+    eager = loss(student.embedding, teacher.embedding)
+    (expected,) = torch.autograd.grad(eager, student.embedding)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")(student.embedding, teacher.embedding)
+    (found,) = torch.autograd.grad(compiled, student.embedding)
+    torch.testing.assert_close(compiled, eager)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("hyper", "message"),
+    [
+        ({"side": "techer"}, "side is 'techer'; it is student or teacher. Did you mean 'teacher'"),
+        ({"side": "teacher", "projectors": 0}, "side='teacher' has no effect with projectors=0"),
+        ({"diversity": -0.1}, "diversity is -0.1; expected a factor of 0 or more"),
+        ({"diversity": math.nan}, "diversity is nan; expected a factor of 0 or more"),
+        ({"diversity": 0.1, "projectors": 1}, "diversity=0.1 has no effect with projectors=1; it compares two or more"),
+    ],
+)
+def test_options_that_are_refused(hyper: dict, message: str):
+    with pytest.raises(RecipeError, match=message):
+        case(2, 4, 4, **hyper)
 
 
 def test_what_is_refused():

@@ -218,9 +218,12 @@ def test_a_runs_folder_says_all(run_folder):
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"model": "resnet14"}, "holds model 'timm/test_resnet', and 'resnet14' is asked for; leave it out"),
-        ({"model": None, "classes": 3}, "holds classes 2, and 3 is asked for"),
-        ({"model": None, "args": {"drop_rate": 0.5}}, "holds args .*0.1.*, and .*0.5.* is asked for"),
+        (
+            {"model": "resnet14"},
+            "holds model 'timm/test_resnet', and 'resnet14' is asked for; leave the model 'resnet14' out",
+        ),
+        ({"model": None, "classes": 3}, "holds classes 2, and 3 is asked for; give weights of a network with as many"),
+        ({"model": None, "args": {"drop_rate": 0.5}}, "holds args .*0.1.*, and .*0.5.* is asked for; leave args out"),
     ],
 )
 def test_a_runs_folder_and_another_wish(run_folder, asked, message):
@@ -240,7 +243,9 @@ def test_no_net_is_one_line(monkeypatch):
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    message = "no pretrained weights for timm/test_resnet: .* needs the net once; without it, copy the file here"
+    message = (
+        r"no pretrained weights for timm/test_resnet: .*[^.]\. They are .* the net once; without it, copy the file"
+    )
     with pytest.raises(NetworkError, match=message) as caught:
         build_network("test_resnet", classes=2, pretrained=True, input_size=SMALL)
     assert "\n" not in str(caught.value)
@@ -320,3 +325,22 @@ def test_a_factory_that_insists_on_num_classes_gets_those_of_the_weights(tmp_pat
     again = build_network("insists:plain", classes=None, weights=tmp_path / "seven.safetensors", input_size=(3, 4, 4))
     assert again.spec.classes == 7
     assert torch.equal(again.network[-1].weight, made.network[-1].weight)
+
+
+def test_the_hubs_attempts_are_not_told(monkeypatch, caplog):
+    def fails(*_, **__):
+        logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 1s [Retry 1/5].")
+        raise OSError("no connection.\nand more")
+
+    monkeypatch.setattr(origins.timm, "create_model", fails)
+    before = logging.getLogger("huggingface_hub").level
+    with pytest.raises(NetworkError, match=r"timm/test_resnet: no connection\. They are downloaded"):
+        build_network("test_resnet", classes=2, pretrained=True)
+    assert caplog.text == ""
+    assert logging.getLogger("huggingface_hub").level == before
+
+
+@pytest.mark.parametrize("name", ["{}", "{}.py"])
+def test_a_module_without_its_factory(user_module, name):
+    with pytest.raises(NetworkError, match=rf"your own is named with the function .*: {user_module}:FACTORY\.$"):
+        build_network(name.format(user_module), classes=2)

@@ -81,3 +81,18 @@ def test_no_card_and_no_way_to_write_one(tmp_path):
     with pytest.raises(NetworkError, match=r"args .* cannot be written as JSON"):
         card.write(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_runs_and_a_run_that_is_not_finished(tmp_path):
+    for name in ("teacher", "student"):
+        (tmp_path / "demo" / name).mkdir(parents=True)
+        CARD.write(tmp_path / "demo" / name)
+    one, other = (str(tmp_path / "demo" / name) for name in ("student", "teacher"))
+    with pytest.raises(NetworkError, match=f"there are runs in it, so name one of them: {one}, {other}$"):
+        read_card(tmp_path / "demo")
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "recipe.yaml").touch()
+    with pytest.raises(
+        NetworkError, match=r"the run in .*begun is not finished: it has no student\.json yet\. Give its"
+    ):
+        read_card(tmp_path / "begun")

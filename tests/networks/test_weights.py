@@ -1,5 +1,7 @@
 import os
 import pickle
+import warnings
+import zipfile
 
 import pytest
 import torch
@@ -95,7 +97,7 @@ def test_prefixes_of_wrappers_are_taken_off(tmp_path, prefix):
 
 def test_a_compiled_part_and_a_part_called_module():
     one = torch.zeros(1)
-    strip = weights_file.strip_prefixes
+    strip = weights_file._strip_prefixes
     assert list(strip({"body._orig_mod.weight": one, "module.weight": one}, "w")) == ["body.weight", "module.weight"]
     with pytest.raises(NetworkError, match="w holds both compiled and plain weights under one name"):
         strip({"a._orig_mod.weight": one, "a.weight": one}, "w")
@@ -111,9 +113,59 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path, capfd):
     with pytest.raises(NetworkError, match=r"refused: to load it would run code \(torch\.nn\.modules\.container\.Seq"):
         read_weights(tmp_path / "whole.pth")
     (tmp_path / "bare.bin").write_bytes(pickle.dumps(Harmful()))
-    with pytest.raises(NetworkError, match=r"bare\.bin"):
+    with pytest.raises(NetworkError, match=r"bare\.bin is refused: to load it would run code \((posix|nt)\.system\)"):
         read_weights(tmp_path / "bare.bin")
     assert "harm" not in capfd.readouterr().out
+
+
+PICKLED = {
+    "plain": (lambda: {"epoch": 1}, "is no file of torch.save; where"),
+    "state": (lambda: network().state_dict(), "is no file of torch.save; where"),
+    "arrays": (lambda: {"a": network()[0].weight.detach().numpy()}, "is no file of torch.save; where"),
+    "code": (Harmful, r"is refused: to load it would run code \((posix|nt)\.system\)\. It is no file of torch"),
+    "network": (
+        network,
+        r"is refused: to load it would run code \(torch\.nn\..*Sequential\)\. It holds a whole .*state_dict\(\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+@pytest.mark.parametrize("content", PICKLED)
+def test_a_plain_pickle_is_refused_without_pytorchs_advice(tmp_path, capfd, protocol, content):
+    make, message = PICKLED[content]
+    (tmp_path / "w.pt").write_bytes(pickle.dumps(make(), protocol))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(NetworkError, match=rf"w\.pt {message}") as caught:
+            read_weights(tmp_path / "w.pt")
+    assert "weights_only" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "harm" not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_whole_network_is_told_from_its_weights(tmp_path, zipped):
+    torch.save({"model": network()}, tmp_path / "w.pt", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(NetworkError, match=r"holds a whole network; .* torch\.save\(network\.state_dict\(\), path\)"):
+        read_weights(tmp_path / "w.pt")
+
+
+def test_damage_inside_an_archive_is_no_refusal(tmp_path):
+    """The names in it (here ``torch.float16``) are harmless, and it is not they that fail."""
+    torch.save({"a": torch.zeros(99), "kind": torch.float16}, tmp_path / "w.pt")
+    with zipfile.ZipFile(tmp_path / "w.pt") as whole, zipfile.ZipFile(tmp_path / "cut.pt", "w") as cut:
+        for name in whole.namelist():
+            if "/data/" not in name:
+                cut.writestr(name, whole.read(name))
+    with pytest.raises(NetworkError, match=r"cut\.pt is no readable checkpoint \(.*; it may be cut short"):
+        read_weights(tmp_path / "cut.pt")
+
+
+def test_another_protocol_is_no_damage(tmp_path):
+    torch.save(network().state_dict(), tmp_path / "w.pt", pickle_protocol=5)
+    with pytest.raises(NetworkError, match=r"w\.pt is no checkpoint that PyTorch reads without running code; where"):
+        read_weights(tmp_path / "w.pt")
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])

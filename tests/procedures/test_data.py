@@ -6,7 +6,7 @@ import pytest
 from potstill.config import DataConfig, Recipe
 from potstill.data.source import ArraySource, Source, Split, subset
 from potstill.errors import DataError
-from potstill.procedures.data import describe_data, prepare_data, resolve_data
+from potstill.procedures.data import describe_data, open_split, prepare_data, resolve_data
 from potstill.training.distributed import Processes
 
 
@@ -98,3 +98,14 @@ def test_the_prepared_data_have_the_facts_of_their_split() -> None:
         {"train": {}, "val": {}},
     )
     assert data.notes[1] == "The streaming loader decodes the 8 images anew in each epoch."
+
+
+def test_images_are_mirrored_by_what_they_are_and_not_by_their_name() -> None:
+    """A folder may be called digits-of-plants."""
+    photographs = Many(10)
+    photographs.name = "digits-of-plants/train"
+    assert resolve_data(DataConfig(), photographs).flip is True
+    for val_fraction in (0, 0.5):
+        digits = open_split(DataConfig(source="digits", val_fraction=val_fraction)).train
+        assert resolve_data(DataConfig(), digits).flip is False
+    assert resolve_data(DataConfig(flip=True), digits).flip is True

@@ -3,6 +3,9 @@ import torch
 from torch import nn
 
 from potstill.errors import RecipeError
+from potstill.methods import PEFD, Setting
+from potstill.methods.objective import Objective
+from potstill.networks.features import FeatureSpec
 from potstill.projectors import ProjectorEnsemble
 from potstill.training.optimizers import make_optimizer
 
@@ -35,3 +38,14 @@ def test_frozen_parameters_are_left_out_and_nothing_to_train_is_an_error() -> No
     layer.bias.requires_grad_(False)
     with pytest.raises(RecipeError, match="Nothing would train"):
         make_optimizer([layer])
+
+
+def test_what_methods_train_of_their_own_can_have_its_own_rate_and_decay(monkeypatch: pytest.MonkeyPatch) -> None:
+    student, setting = nn.Linear(2, 2), Setting(FeatureSpec(2, 4), FeatureSpec(2, 8))
+    objective = Objective(setting, {"ce": 1, "pefd": 25})
+    optimizer = make_optimizer([student, objective], lr=0.1, helper_lr=2.0, helper_weight_decay=1e-2)
+    found = [(len(g["params"]), g["weight_decay"], g["lr"], g["lr_factor"]) for g in optimizer.param_groups]
+    assert found == [(2, 5e-4, 0.1, 1.0), (2, 1e-2, 0.2, 2.0)]
+    monkeypatch.setattr(PEFD, "decays", False)
+    spared = make_optimizer([student, objective], helper_weight_decay=1e-2)
+    assert [(len(g["params"]), g["weight_decay"]) for g in spared.param_groups] == [(2, 5e-4), (2, 0.0)]

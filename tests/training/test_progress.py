@@ -30,7 +30,7 @@ def folder(tmp_path):
 
 def lines_on(screen: io.StringIO, folder: RunFolder) -> Lines:
     reporter = Lines(Console(file=screen, width=1000), "student", folder, batch_size=64)
-    reporter.started(0, 0, 10, 3)
+    reporter.started(0, 0, 10, 3, 0)
     return reporter
 
 
@@ -50,11 +50,21 @@ def test_an_epoch_is_a_line_with_accuracies_and_time_left(screen, folder):
     assert (folder.path / "metrics.csv").read_text().splitlines()[1] == "1,10,0.05,14.5,30.0,45.0,80.125"
 
 
+def test_an_epoch_without_labels_is_a_line_with_the_terms(screen, folder):
+    reporter = lines_on(screen, folder)
+    first = epoch_row(1, val_pefd=0.051234, val_kd=2.0, val_total=3.28)
+    reporter.finished_epoch(first, [first])
+    assert "  loss 14.5  val_total 3.28  val_pefd 0.05123  val_kd 2  30.0 s" in screen.getvalue()
+    second = epoch_row(2, val_loss=1.5, top1=45.0)
+    reporter.finished_epoch(second, [first, second])
+    assert "  loss 14.5  top-1 45.00 %  30.0 s" in screen.getvalue()
+
+
 def test_a_resumed_run_forgets_the_rows_of_steps_that_it_takes_again(screen, folder, caplog):
     for step in (5, 10, 15):
         folder.append_step(row(step))
     with caplog.at_level(logging.INFO):
-        Lines(Console(file=screen), "student", folder, batch_size=64).started(1, 2, 10, 3)
+        Lines(Console(file=screen), "student", folder, batch_size=64).started(1, 2, 10, 3, 0)
     steps = [json.loads(line)["step"] for line in (folder.path / "steps.jsonl").read_text().splitlines()]
     assert steps == [5, 10]
     assert "student: going on after epoch 2, step 2 of 3." in caplog.messages
@@ -72,7 +82,7 @@ def test_each_warning_is_said_once(screen, folder, caplog):
 def test_a_terminal_gets_a_bar_with_everything(screen, folder):
     console = Console(file=screen, width=140, force_terminal=True, color_system=None, legacy_windows=False)
     reporter = Bar(console, "student", folder, batch_size=64)
-    reporter.started(0, 0, 10, 2)
+    reporter.started(0, 0, 10, 2, 0)
     for step in range(10):
         reporter.advanced(0, step + 1)
     reporter.logged(row(10, steps_per_second=2.0))
@@ -90,7 +100,7 @@ def test_a_stopped_run_leaves_no_bar_behind(screen, folder):
     console = Console(file=screen, width=140, force_terminal=True)
     with progress_on(console, 64) as make:
         reporter = make("student", folder)
-        reporter.started(0, 0, 10, 2)
+        reporter.started(0, 0, 10, 2, 0)
         assert reporter._progress.live.is_started
     assert isinstance(reporter, Bar)
     assert not reporter._progress.live.is_started

@@ -7,7 +7,7 @@ import typer
 from potstill.cli.errors import Commands
 from potstill.cli.showing import config, methods, models, taps
 from potstill.cli.training import demo, distill, train
-from potstill.cli.using import evaluate, export
+from potstill.cli.using import analyze, evaluate, export
 
 __all__ = ["app", "main"]
 
@@ -72,6 +72,7 @@ app.command(
         "potstill evaluate student.model=resnet8x4 student.weights=small.safetensors data.path=cifar100",
     )
 )(evaluate)  # fmt: skip
+app.command(epilog=_examples("potstill analyze runs/small", "potstill analyze runs/small --json"))(analyze)
 app.command(
     epilog=_examples(
         "potstill export runs/small", "potstill export runs/small --format onnx --format torch --out build",

@@ -3,11 +3,11 @@
 import textwrap
 from typing import Any, Literal, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from potstill.cli.arguments import as_yaml
 from potstill.config import Recipe
 
 __all__ = ["commented_recipe"]
@@ -32,6 +32,7 @@ def commented_recipe() -> str:
     """The recipe's defaults as commented YAML.
 
     Example:
+        >>> import yaml
         >>> from potstill.recipe import parse_recipe
         >>> parse_recipe(yaml.safe_load(commented_recipe())) == Recipe()
         True
@@ -63,7 +64,8 @@ def _lines(section: type[BaseModel], depth: int) -> list[str]:
 def _key(name: str, field: FieldInfo) -> list[str]:
     """``name: default  # comment``, the comment above where the line would be long."""
     default = field.get_default(call_default_factory=True)
-    line = f"{name}: {_yaml(None if default is PydanticUndefined else default)}"
+    plain = list(default) if isinstance(default, tuple) else None if default is PydanticUndefined else default
+    line = f"{name}: {as_yaml(plain)}"
     choices = _choices(field.annotation)
     comment = "; ".join(part for part in (" | ".join(choices), field.description) if part)
     if not comment:
@@ -71,13 +73,6 @@ def _key(name: str, field: FieldInfo) -> list[str]:
     if len(line) + len(comment) + 4 <= _WIDTH:
         return [f"{line}  # {comment}"]
     return [*(f"# {part}" for part in _wrapped(comment, 0)), line]
-
-
-def _yaml(value: Any) -> str:
-    """A value in YAML's one-line form."""
-    plain = list(value) if isinstance(value, tuple) else value
-    text = yaml.safe_dump(plain, default_flow_style=True, width=10_000).strip()
-    return text.removesuffix("\n...").strip()
 
 
 def _choices(annotation: Any) -> list[str]:

@@ -119,6 +119,11 @@ def config(
 ) -> None:
     """A commented recipe with every key to start from; given a recipe or values, that recipe fully resolved."""
     if schema:
+        if arguments:
+            raise RecipeError(
+                f"`potstill config --schema` prints the schema of all recipes, and reads no {' '.join(arguments)}; "
+                "leave one of the two out."
+            )
         from potstill.config import Recipe
 
         typer.echo(json_module.dumps(Recipe.model_json_schema(), indent=2))
@@ -147,14 +152,20 @@ def _method_card(cls: type[Any], hyper: Mapping[str, Any]) -> dict[str, Any]:
     needs = cls.needs
     return {
         "summary": (inspect.getdoc(cls) or "").splitlines()[0].rstrip("."),
-        "needs": {"student": sorted(needs.student), "teacher": sorted(needs.teacher), "labels": needs.labels},
+        "needs": {
+            "student": sorted(needs.student),
+            "teacher": sorted(needs.teacher),
+            "labels": needs.labels,
+            "class_means": needs.class_means,
+        },
         "hyper_parameters": {key: "required" if value is ... else value for key, value in hyper.items()},
     }
 
 
 def _needs(needs: Mapping[str, Any]) -> str:
     parts = [f"{who}'s {' and '.join(needs[who])}" for who in ("student", "teacher") if needs[who]]
-    return ", ".join([*parts, *(["labels"] if needs["labels"] else [])])
+    more = {"labels": "labels", "class_means": "the teacher's class means"}
+    return ", ".join([*parts, *(words for key, words in more.items() if needs[key])])
 
 
 def _documentation(name: str, cls: type[Any]) -> str:

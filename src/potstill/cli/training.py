@@ -1,20 +1,31 @@
 """The commands that train: demo, train, distill."""
 
+import shlex
 import signal
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from potstill.cli.arguments import Arguments, Json, read_recipe, split_arguments
+from potstill.cli.arguments import Arguments, Json, as_override, read_recipe, split_arguments
 from potstill.cli.console import is_main_process, open_console
 from potstill.cli.errors import say_error
 from potstill.cli.output import only_json, print_json
 from potstill.errors import RecipeError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from potstill.config import NetworkConfig, Recipe
     from potstill.procedures.run import Outcome
+    from potstill.training.distributed import Processes
+    from potstill.training.folder import RunFolder
+    from potstill.training.interrupts import Interrupt
+    from potstill.training.reporting import Reporter
+
+    MakeReporter = Callable[[str, RunFolder], Reporter]
+    Training = Callable[[Processes, Interrupt, MakeReporter], Outcome]
 
 __all__ = ["demo", "distill", "train"]
 
@@ -36,7 +47,7 @@ def train(arguments: Arguments = None, json: Json = False, resume: Resume = Fals
             "teacher section out."
         )
     outcome = _run(recipe, json, resume)
-    _show(recipe, outcome, json, then=f"potstill distill teacher.weights={outcome.folder} student.model=...")
+    _show(recipe, outcome, json, then=_teaching(recipe, outcome.folder))
 
 
 def distill(arguments: Arguments = None, json: Json = False, resume: Resume = False) -> None:
@@ -83,13 +94,13 @@ def demo(
         recipe = demo_recipe(run, overrides)
         folder = Path(str(recipe.run)).parent
 
-        def work(processes: Any, interrupt: Any, make: Any) -> "Outcome":
+        def training(processes: "Processes", interrupt: "Interrupt", reporter: "MakeReporter") -> "Outcome":
             if fresh and processes.main:
                 clear_demo(folder)
             processes.wait()
-            return run_demo(recipe, folder, processes, interrupt, make)
+            return run_demo(recipe, folder, processes, interrupt, reporter)
 
-        outcome = _joined(recipe, console, work)
+        outcome = _in_this_process(recipe, console, training)
     _show(recipe, outcome, json)
 
 
@@ -98,14 +109,14 @@ def _run(recipe: "Recipe", json: bool, resume: bool) -> "Outcome":
         console = open_console(json)
         from potstill.procedures.run import distill as run_recipe
 
-        return _joined(
-            recipe, console,
-            lambda processes, interrupt, make: run_recipe(recipe, processes, interrupt, make, must_resume=resume),
-        )  # fmt: skip
+        def training(processes: "Processes", interrupt: "Interrupt", reporter: "MakeReporter") -> "Outcome":
+            return run_recipe(recipe, processes, interrupt, reporter, must_resume=resume)
+
+        return _in_this_process(recipe, console, training)
 
 
-def _joined(recipe: "Recipe", console: Any, work: Any) -> "Outcome":
-    """Work with this run's processes, its interrupt and its reporters; leave with a signal's code where one came."""
+def _in_this_process(recipe: "Recipe", console: "Console", training: "Training") -> "Outcome":
+    """Train with this process's group, its interrupt and its reporters; leave with a signal's code where one came."""
     from potstill.training.distributed import joined
     from potstill.training.interrupts import watching
     from potstill.training.progress import progress_on
@@ -113,8 +124,8 @@ def _joined(recipe: "Recipe", console: Any, work: Any) -> "Outcome":
 
     with joined(recipe.device) as processes, watching() as interrupt:
         try:
-            with progress_on(console, recipe.batch_size, talks=processes.main) as reporters:
-                return work(processes, interrupt, reporters)
+            with progress_on(console, recipe.batch_size, talks=processes.main) as reporter:
+                return training(processes, interrupt, reporter)
         except Stopped as stopped:
             if processes.main:
                 say_error(str(stopped), label="")
@@ -140,9 +151,35 @@ def _show(recipe: "Recipe", outcome: "Outcome", json: bool, then: str | None = N
         better = "better" if difference > 0 else "worse" if difference < 0 else "no better and no worse"
         amount = f"{abs(difference):.2f} points " if difference else ""
         console.print(f"The student is {amount}{better} than the control: the same network trained alone (top-1).")
-    console.print(f"Everything is in {outcome.folder}. Next: potstill export {outcome.folder}", soft_wrap=True)
+    judged = outcome.rows.get("student", {})
+    if "val_total" in judged and not any("top1" in row for row in outcome.rows.values()):
+        console.print(
+            "The images have no labels, so there are no accuracies. The student's objective on the validation images, "
+            f"val_total, is {judged['val_total']:.4g}; less is better.",
+            soft_wrap=True,
+        )
+    export = ["potstill", "export", str(outcome.folder)]
+    if own := _own_code(recipe):
+        export += ["--model", own]
+    console.print(f"Everything is in {outcome.folder}. Next: {shlex.join(export)}", soft_wrap=True)
     if then:
         console.print(f"To teach a smaller one: {then}", soft_wrap=True)
+
+
+def _teaching(recipe: "Recipe", folder: Path) -> str:
+    """The command that teaches a smaller network by a trained one, on the same data."""
+    data = recipe.data.model_dump(mode="json", exclude_defaults=True)
+    values = {f"data.{key}": value for key, value in data.items()} | {"teacher.weights": str(folder)}
+    if own := _own_code(recipe):
+        values["teacher.model"] = own
+    words = [as_override(key, value) for key, value in values.items()]
+    return " ".join(["potstill distill", *words, "student.model=..."])
+
+
+def _own_code(recipe: "Recipe") -> str | None:
+    """The student's ``package.module:factory``: a command must name it, as no run's folder chooses which code runs."""
+    model = recipe.student.model
+    return model if model is not None and ":" in model else None
 
 
 def _called(network: "NetworkConfig") -> str:

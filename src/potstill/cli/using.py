@@ -1,6 +1,7 @@
-"""The commands that use a finished student: evaluate, export."""
+"""The commands that use a finished student: evaluate, analyze, export."""
 
 import json as json_module
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,9 +11,12 @@ from potstill.cli.arguments import Json, overridden, read_recipe, split_argument
 from potstill.cli.console import is_main_process, open_console
 from potstill.cli.output import only_json, print_json
 from potstill.cli.tables import plain_table
-from potstill.errors import RunError
+from potstill.errors import RecipeError, RunError
 
-__all__ = ["evaluate", "export"]
+__all__ = ["analyze", "evaluate", "export"]
+
+# What judging a network reads of a recipe.
+_JUDGES_BY = ("data", "student", "batch_size", "device", "precision")
 
 
 def evaluate(
@@ -45,9 +49,59 @@ def evaluate(
     console.print(plain_table([">images", ">top-1 %", ">top-5 %", ">cross entropy"], [cells], found.data))
 
 
+def analyze(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run's folder.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Values laid over its recipe.", show_default=False),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="For a student of your own code: its package.module:factory.", show_default=False),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Measure what explains a run: its features' lengths and directions, and how far its projectors are apart."""
+    if not (run / "recipe.yaml").is_file():
+        raise RunError(f"{run} is no run's folder: it has no recipe.yaml. Give the folder that a run ended with.")
+    recipe = read_recipe([str(run), "objective={}", *(overrides or [])])
+    with only_json(json):
+        console = open_console(json)
+        from potstill.procedures.analysis import analyze_run
+        from potstill.training.distributed import joined
+
+        with joined(recipe.device) as processes:
+            found = analyze_run(recipe, run, processes, model)
+    if not is_main_process():
+        return
+    if json:
+        print_json(asdict(found))
+        return
+    rows = [(name, f"{row['norm']:.3f}", f"{row['m_bc']:.4f}") for name, row in found.networks.items()]
+    title = f"{found.images:,} images of {found.data}"
+    console.print(plain_table(["", ">mean norm", ">M_BC, between classes"], rows, title))
+    names = {"m_da": "M_DA, direction to the teacher", "cka": "CKA with the teacher"}
+    pairs = [(names[name], f"{value:.4f}") for name, value in found.pair.items()]
+    for name, distance in found.projectors.items():
+        pairs += [(f"distance of two projectors of {name}", f"{distance['distance']:.2f}")]
+        pairs += [(f"the same, squared (table 4 of PEFD), of {name}", f"{distance['squared']:.2f}")]
+    if pairs:
+        console.print(plain_table(["student and teacher", ">value"], pairs))
+
+
 def _judged(arguments: list[str] | None) -> Any:
     """The recipe of what is to be judged: a run's with its own student, on its own data unless others are given."""
     run, overrides = split_arguments(arguments)
+    from potstill.recipe import is_key
+
+    keys = [override.partition("=")[0].strip() for override in overrides]
+    sections = {key: key.split(".")[0] for key in keys}
+    unread = [key for key, section in sections.items() if is_key(section) and section not in _JUDGES_BY]
+    if unread:
+        raise RecipeError(
+            f"`potstill evaluate` does not read {', '.join(unread)}; it reads data.*, student.*, batch_size, device "
+            "and precision. Leave out what it does not read."
+        )
     if run is None:
         return read_recipe(arguments)
     if not (Path(run) / "recipe.yaml").is_file():

@@ -214,8 +214,8 @@ def number_texts(
     place = {one: number for number, one in enumerate(names)}
     strangers = [str(one) for one in distinct if str(one) not in place]
     if strangers:
+        many = "a class" if len(strangers) == 1 else f"{len(strangers)} classes"
         raise DataError(
-            f"{name}: column {column!r} has {len(strangers)} classes that the training set lacks: "
-            f"{', '.join(strangers[:5])}."
+            f"{name}: column {column!r} has {many} that the training set lacks: {', '.join(strangers[:5])}."
         )
     return np.array([place[str(one)] for one in distinct], dtype=np.int64)[numbers], names

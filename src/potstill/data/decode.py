@@ -11,7 +11,7 @@ from PIL import Image, UnidentifiedImageError
 
 from potstill.errors import DataError
 
-__all__ = ["MAX_PIXELS", "decode"]
+__all__ = ["MAX_PIXELS", "decode", "stopped_by"]
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +61,7 @@ def decode(data: bytes | Path, name: str) -> np.ndarray:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise DataError(
-                    f"{name} has {width} x {height} pixels, more than the {MAX_PIXELS:,} that one image may have. "
-                    "Make it smaller or remove it."
+                    f"{name} has {width} x {height} pixels, more than the {MAX_PIXELS:,} that one image may have."
                 )
             image.load()
             turn = UPRIGHT.get(orientation(image, name))
@@ -71,10 +70,19 @@ def decode(data: bytes | Path, name: str) -> np.ndarray:
     except DataError:
         raise
     except DAMAGE as error:
-        raise DataError(
-            f"Cannot read the image {name}: {reason_of(error, data)}. Mend or remove it, or set data.on_error=skip to "
-            "go on without it."
-        ) from error
+        raise DataError(f"Cannot read the image {name}: {reason_of(error, data)}.") from error
+
+
+def stopped_by(damage: DataError) -> DataError:
+    """The error that ends a run at a damaged image: what is wrong with it, and what to do.
+
+    What is wrong alone is kept of an image that is skipped, where there is nothing to do.
+
+    Example:
+        >>> str(stopped_by(DataError("Cannot read the image a.png: it is empty.")))
+        'Cannot read the image a.png: it is empty. Mend or remove it, or set data.on_error=skip to go on without it.'
+    """
+    return DataError(f"{damage} Mend or remove it, or set data.on_error=skip to go on without it.")
 
 
 def reason_of(error: Exception, data: bytes | Path) -> str:
@@ -102,7 +110,7 @@ def to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode.startswith("I"):
         return Image.fromarray(eight_bits(np.asarray(image), name)).convert("RGB")
     if image.mode == "F":
-        raise DataError(f"{name} has floating-point pixels, which have no agreed range. Save it with 8 or 16 bits.")
+        raise DataError(f"{name} has floating-point pixels, which have no agreed range as 8 and 16 bits have.")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         page = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -115,5 +123,5 @@ def eight_bits(pixels: np.ndarray, name: str) -> np.ndarray:
     # Pillow opens some 16-bit files with 32-bit pixels, so the range of the values decides.
     wide = pixels.astype(np.int64)
     if wide.min() < 0 or wide.max() > 65535:
-        raise DataError(f"{name} has 32-bit pixels, which have no agreed range. Save it with 8 or 16 bits.")
+        raise DataError(f"{name} has 32-bit pixels, which have no agreed range as 8 and 16 bits have.")
     return ((wide + 128) // 257).astype(np.uint8)

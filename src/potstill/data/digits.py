@@ -45,10 +45,10 @@ def digits(size: int = 16, val_fraction: float = 0.2, seed: int = 0) -> Split:
     labels = raw.target.astype(np.int64)
     classes = tuple(str(number) for number in raw.target_names)
     if val_fraction == 0:
-        whole = ArraySource(images, labels, name="digits", classes=classes, statistics=measure(grey))
+        whole = ArraySource(images, labels, name="digits", classes=classes, statistics=measure(grey), mirrors=False)
         return Split(whole, None, "Training on all of the digits; no validation set was asked for (val_fraction=0).")
     train, val = stratified(labels, val_fraction, seed)
-    whole = ArraySource(images, labels, name="digits", classes=classes, statistics=measure(grey[train]))
+    whole = ArraySource(images, labels, name="digits", classes=classes, statistics=measure(grey[train]), mirrors=False)
     note = (
         f"The digits have no standard split: {len(train)} train, {len(val)} validation images, "
         f"chosen by class with seed {seed}."

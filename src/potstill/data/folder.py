@@ -95,8 +95,9 @@ def by_class(
     names = tuple(classes) or tuple(folder.name for folder in folders)
     strangers = [folder.name for folder in folders if folder.name not in names]
     if strangers:
+        many = "a class" if len(strangers) == 1 else f"{len(strangers)} classes"
         raise DataError(
-            f"{path} has {len(strangers)} classes that the training set lacks: {', '.join(strangers[:5])}. "
+            f"{path} has {many} that the training set lacks: {', '.join(strangers[:5])}. "
             "Both need the same class folders."
         )
     files: list[Path] = []

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from potstill.data.decode import stopped_by
 from potstill.data.source import Source
 from potstill.data.workers import decoding_workers
 from potstill.errors import DataError, nearest
@@ -25,7 +26,7 @@ class Skipped:
     Attributes:
         index: its position in the source.
         where: what the source says of it.
-        reason: what is wrong, as a sentence.
+        reason: what is wrong with it, as a sentence.
     """
 
     index: int
@@ -137,9 +138,9 @@ def first_size(source: Source, on_error: str) -> tuple[int, int]:
     for index in range(len(source)):
         try:
             height, width = source.image(index).shape[:2]
-        except DataError:
+        except DataError as error:
             if on_error == "stop":
-                raise
+                raise stopped_by(error) from error
         else:
             return height, width
     raise DataError(f"None of the {len(source)} images of {source.name} can be read.")
@@ -165,7 +166,7 @@ def visit(
                 raise
             except DataError as error:
                 if stop:
-                    raise
+                    raise stopped_by(error) from error
                 found.append(Skipped(index, source.describe(index), str(error)))
         return found
 

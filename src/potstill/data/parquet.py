@@ -136,7 +136,7 @@ class ParquetSource(Source):
         if value is None:
             raise DataError(
                 f"{self.describe(index)} holds no bytes of an image in column {self.columns.image!r} (a path beside "
-                "them is not followed). Remove the row, or set data.on_error=skip to go on without it."
+                "them is not followed)."
             )
         return value
 

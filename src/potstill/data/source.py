@@ -43,6 +43,7 @@ class Source(ABC):
         statistics: the mean and standard deviation that normalise the images, unless a recipe gives others.
         fixed_size: height and width where every image is known to have the same, else None.
         in_memory: whether ``arrays`` costs no decoding.
+        mirrors: whether a mirrored image is still one of its class; False for digits and letters.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Source(ABC):
     statistics: Statistics = IMAGENET
     fixed_size: tuple[int, int] | None = None
     in_memory: bool = False
+    mirrors: bool = True
 
     @property
     @abstractmethod
@@ -82,6 +84,7 @@ class ArraySource(Source):
         name: what messages call the set.
         classes: the classes' names.
         statistics: mean and standard deviation for normalising.
+        mirrors: whether a mirrored image is still one of its class.
 
     Raises:
         DataError: where shapes, types or the range of the labels do not fit.
@@ -105,6 +108,7 @@ class ArraySource(Source):
         name: str,
         classes: Sequence[str] = (),
         statistics: Statistics = IMAGENET,
+        mirrors: bool = True,
     ) -> None:
         if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
             raise DataError(
@@ -114,6 +118,7 @@ class ArraySource(Source):
         self.classes = tuple(classes)
         self.labels = None if labels is None else check_labels(np.asarray(labels), len(images), len(classes), name)
         self.statistics = statistics
+        self.mirrors = mirrors
         self.fixed_size = (images.shape[1], images.shape[2])
         self._images = images
         self._identity: str | None = None
@@ -159,6 +164,7 @@ class Subset(Source):
         self.statistics = source.statistics
         self.fixed_size = source.fixed_size
         self.in_memory = source.in_memory
+        self.mirrors = source.mirrors
 
     @property
     def identity(self) -> str:

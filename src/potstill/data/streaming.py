@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from potstill.batch import Batch
 from potstill.data.batched import Normalise
+from potstill.data.decode import stopped_by
 from potstill.data.mixing import Mixing
 from potstill.data.order import Chunk, Plan
 from potstill.data.source import Source
@@ -55,7 +56,7 @@ class _Decoder(Dataset[_Decoded]):
                 except DataError as error:
                     damaged.append((self.source.describe(sample), str(error)))
                     if not self.skip:
-                        return _Decoded(torch.empty(0), torch.empty(0), damaged, str(error))
+                        return _Decoded(torch.empty(0), torch.empty(0), damaged, str(stopped_by(error)))
                     continue
                 self.view.require(image.shape[0], image.shape[1], self.source.describe(sample))
                 images.append(image)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-__all__ = ["cosine", "full_precision", "unit"]
+__all__ = ["cosine", "full_precision", "gram", "unit"]
 
 
 def full_precision(tensor: Tensor) -> Tensor:
@@ -46,3 +46,15 @@ def _inverse_norm(x: Tensor, eps: float) -> Tensor:
     zero = norm < eps
     # The inner mask keeps 1/0 out of the graph: a masked infinity would still make NaN on the way back.
     return torch.where(zero, 0.0, 1.0 / torch.where(zero, 1.0, norm))
+
+
+def gram(x: Tensor) -> Tensor:
+    """The products of every sample with every other: ``(B, ...)``, flattened behind the first axis, gives ``(B, B)``.
+
+    Example:
+        >>> gram(torch.tensor([[[1.0], [2.0]], [[3.0], [0.0]]]))
+        tensor([[5., 3.],
+                [3., 9.]])
+    """
+    rows = full_precision(x).flatten(1)
+    return rows @ rows.T

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from potstill.batch import Batch
 from potstill.errors import RecipeError
-from potstill.methods.base import Method, Needs, Setting
+from potstill.methods.base import Known, Method, Needs, Setting
 from potstill.methods.numerics import full_precision
 from potstill.methods.registry import build_method, find_method
 from potstill.networks.features import Features
@@ -44,14 +44,17 @@ class Objective(nn.Module):
     Terms are computed in float32 (float64 where the features are), outside autocast. What a method trains of its own
     (projectors) is in ``terms``, trains with the student, and is gone from the student that ships.
 
+    A term with ``warmup`` W counts ``min(1, epoch / W)`` of its weight, with epochs counted from 0, as KD++, DKD and
+    ReviewKD are trained; it counts nothing in the first epoch.
+
     Args:
         setting: the specs of both networks.
-        terms: a weight, or a mapping of ``weight`` and hyper-parameters, by the method's name:
+        terms: a weight, or a mapping of ``weight``, ``warmup`` and hyper-parameters, by the method's name:
             ``{"ce": 1.0, "pefd": {"weight": 25.0, "projectors": 3}}``.
 
     Raises:
-        RecipeError: for no terms, a weight that is missing or not a positive number, an unknown method or
-            hyper-parameter: all of a term's mistakes at once.
+        RecipeError: for no terms, a weight that is missing or not a positive number, a warm-up that is no number of
+            epochs, an unknown method or hyper-parameter: all of a term's mistakes at once.
         NetworkError: where a method does not fit the two networks.
 
     Example:
@@ -69,10 +72,13 @@ class Objective(nn.Module):
         if not terms:
             raise RecipeError("The objective is empty; name at least one method, for instance ce: 1.")
         self.weights: dict[str, float] = {}
+        self.warmups: dict[str, int] = {}
+        self.epoch = 0
         self.terms = nn.ModuleDict()
         for name, value in terms.items():
             hyper = dict(value) if isinstance(value, Mapping) else {"weight": value}
             self.weights[name] = _weight(name, hyper.pop("weight", None))
+            self.warmups[name] = _warmup(name, hyper.pop("warmup", 0))
             self.terms[_key(name)] = build_method(name, setting, **hyper)
 
     @property
@@ -93,6 +99,27 @@ class Objective(nn.Module):
         """The methods for which the teacher's classes must be the data's."""
         return [name for name, method in self.methods.items() if "logits" in method.needs.teacher]
 
+    def prepare(self, known: Known) -> None:
+        """Tell every method what is known of the data; once before training, in a resumed run before its state."""
+        for method in self.methods.values():
+            method.prepare(known)
+
+    def start_epoch(self, epoch: int, resumed: bool = False) -> None:
+        """Set the warm-ups, and tell every method of a new epoch.
+
+        Args:
+            epoch: counted from 0.
+            resumed: in its middle: the methods have been told already.
+        """
+        self.epoch = epoch
+        for method in () if resumed else self.methods.values():
+            method.start_epoch(epoch)
+
+    def weight_now(self, name: str) -> float:
+        """A term's weight in this epoch."""
+        warmup = self.warmups[name]
+        return self.weights[name] * (min(1.0, self.epoch / warmup) if warmup else 1.0)
+
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> dict[str, Tensor]:
         """Each term by name, unweighted, and their weighted sum as ``"total"``; all scalars on the device.
 
@@ -106,7 +133,7 @@ class Objective(nn.Module):
             if teacher is not None:
                 teacher = _in_full(teacher, self.needs.teacher)
             losses = {name: method(student, teacher, batch) for name, method in self.methods.items()}
-            total = sum(self.weights[name] * loss for name, loss in losses.items())
+            total = sum(self.weight_now(name) * loss for name, loss in losses.items())
         return {**losses, "total": total}
 
     def gradient_shares(self, losses: Mapping[str, Tensor], embedding: Tensor) -> dict[str, Tensor]:
@@ -117,20 +144,20 @@ class Objective(nn.Module):
             embedding: the student's embedding that the losses were computed from, in the graph.
 
         Returns:
-            A scalar on the device by term, without waiting for it: 0 for a term that does not reach the embedding.
+            A scalar on the device by term, without waiting for it. Terms that do not reach the embedding (those of
+            feature maps alone) have no share and are left out, and so are those that a warm-up still holds back.
         """
         # Shares are ratios, so a common factor is free: it keeps half-precision gradients from vanishing.
         scale = 1024.0 if embedding.dtype == torch.float16 else 1.0
         norms = {}
         for name, weight in self.weights.items():
-            gradient = None
-            if losses[name].requires_grad:
-                (gradient,) = torch.autograd.grad(scale * losses[name], embedding, retain_graph=True, allow_unused=True)
-            norms[name] = (
-                embedding.new_zeros((), dtype=torch.float32)
-                if gradient is None
-                else weight * full_precision(gradient).norm().float()
-            )
+            if self.epoch < self.warmups[name] or not losses[name].requires_grad:
+                continue
+            (gradient,) = torch.autograd.grad(scale * losses[name], embedding, retain_graph=True, allow_unused=True)
+            if gradient is not None:
+                norms[name] = weight * full_precision(gradient).norm().float()
+        if len(norms) < 2:  # one term alone has no share of anything
+            return {}
         whole = torch.stack(list(norms.values())).sum().clamp_min(torch.finfo(torch.float32).tiny)
         return {name: norm / whole for name, norm in norms.items()}
 
@@ -154,7 +181,7 @@ def check_terms(names: Iterable[str], *, labels: bool, teacher: bool) -> None:
             f"The data has no labels, but {_who_needs(unlabelled)} them: take {_them(unlabelled)} out, or use data "
             "with labels."
         )
-    taught = [name for name, need in needs.items() if need.teacher]
+    taught = [name for name, need in needs.items() if need.taught]
     if taught and not teacher:
         missing.append(
             f"There is no teacher, but {_who_needs(taught)} one: name it in teacher.model, or take {_them(taught)} out."
@@ -191,6 +218,9 @@ def _in_full(features: Features, fields: frozenset[str]) -> Features:
         logits=full_precision(features.logits) if "logits" in fields else features.logits,
         embedding=full_precision(features.embedding) if "embedding" in fields else features.embedding,
         maps=tuple(full_precision(m) for m in features.maps) if "maps" in fields else features.maps,
+        preacts=tuple(full_precision(m) for m in features.preacts) if "preacts" in fields else features.preacts,
+        blocks=tuple(full_precision(m) for m in features.blocks) if "blocks" in fields else features.blocks,
+        peers=tuple(full_precision(z) for z in features.peers) if "peers" in fields else features.peers,
     )
 
 
@@ -202,6 +232,12 @@ def _weight(name: str, weight: Any) -> float:
     if weight == 0:
         raise RecipeError(f"The weight of the objective's {name} is 0, which does nothing; take {name} out.")
     return float(weight)
+
+
+def _warmup(name: str, epochs: Any) -> int:
+    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 0:
+        raise RecipeError(f"The warmup of the objective's {name} is {epochs!r}; expected a number of epochs, like 20.")
+    return epochs
 
 
 def _key(name: str) -> str:

@@ -13,7 +13,7 @@ from potstill.networks.named import import_named
 __all__ = ["build_method", "check_hyper", "find_method", "hyper_parameters", "methods", "register"]
 
 GROUP = "potstill.methods"
-_RESERVED = ("total", "weight")  # the key of the weighted sum, and of a term's weight in a recipe
+_RESERVED = ("total", "weight", "warmup")  # the key of the weighted sum, and what a recipe says of a term itself
 _METHODS: dict[str, type[Method]] = {}
 M = TypeVar("M", bound=type[Method])
 

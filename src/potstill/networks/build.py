@@ -98,10 +98,15 @@ def check_against(card: NetworkCard, model: str | None, args: Mapping[str, Any] 
             f"which code runs; if you trust that factory, name it as the model: {card.model}"
         )
     asked = {"model": (model, card.model), "args": (args or None, card.args), "classes": (classes, card.num_classes)}
+    ways = {
+        "model": f"leave the model {model!r} out, or give weights of that model",
+        "args": "leave args out, or give weights of a network that was made with them",
+        "classes": "give weights of a network with as many classes",
+    }
     for name, (wanted, held) in asked.items():
         if wanted is not None and wanted != held:
             raise NetworkError(
-                f"the run's folder in weights holds {name} {held!r}, and {wanted!r} is asked for; leave it out"
+                f"the run's folder in weights holds {name} {held!r}, and {wanted!r} is asked for; {ways[name]}"
             )
 
 

@@ -97,7 +97,8 @@ def read_card(folder: str | Path) -> NetworkCard:
     """Read ``student.json`` from a run's folder.
 
     Raises:
-        NetworkError: no such file, no valid JSON, or missing, unknown or wrong values.
+        NetworkError: no such file (it names the runs below the folder), no valid JSON, or missing, unknown or wrong
+            values.
 
     Example:
         >>> import tempfile
@@ -109,7 +110,7 @@ def read_card(folder: str | Path) -> NetworkCard:
     """
     path = Path(folder) / CARD_FILE
     if not path.is_file():
-        raise NetworkError(f"{folder} is no run's folder: it has no {CARD_FILE}")
+        raise NetworkError(why_no_card(Path(folder)))
     try:
         content = json.loads(path.read_bytes(), parse_constant=refuse_constant)
     except ValueError as error:  # covers broken UTF-8 too
@@ -126,6 +127,18 @@ def read_card(folder: str | Path) -> NetworkCard:
         return NetworkCard(**content)
     except NetworkError as error:
         raise NetworkError(f"{path}: {error}") from error
+
+
+def why_no_card(folder: Path) -> str:
+    """What a folder without a card is: a run that is not finished, a folder of runs, or no run's at all."""
+    if (folder / "recipe.yaml").is_file():
+        return (
+            f"the run in {folder} is not finished: it has no {CARD_FILE} yet. Give its command again, and it goes on "
+            "from its last checkpoint"
+        )
+    runs = sorted(str(card.parent) for card in folder.glob(f"*/{CARD_FILE}"))
+    below = f"; there are runs in it, so name one of them: {', '.join(runs[:5])}" if runs else ""
+    return f"{folder} is no run's folder: it has no {CARD_FILE}{below}"
 
 
 def taps_from(content: dict[str, Any]) -> Taps:

@@ -10,8 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from potstill.networks.affine import linear_of
+from potstill.networks.blocks import Block, find_blocks
 from potstill.networks.features import Features, FeatureSpec, MapSpec
+from potstill.networks.preacts import End, find_end
 from potstill.networks.probe import at_rest, probe_images, run_probe, stride_of
+from potstill.networks.recording import key_of, record
 from potstill.networks.tapped import Tapped
 
 __all__ = ["BrokenContractError", "ContractTapped", "has_contract", "tap_by_contract"]
@@ -34,13 +38,15 @@ class ContractTapped(Tapped):
         input_size: tuple[int, int, int],
         available: tuple[MapSpec, ...],
         indices: tuple[int, ...],
+        ends: tuple[End, ...] = (),
+        blocks: tuple[Block, ...] = (),
     ) -> None:
-        super().__init__(network, spec, input_size)
+        super().__init__(network, spec, input_size, ends, blocks)
         self.available = available
         self.indices = list(indices)  # of the maps, among those that forward_intermediates can return
 
-    def forward(self, images: Tensor, maps: bool = False) -> Features:
-        """One pass over ``images`` ``(B, 3, H, W)``; see :meth:`Tapped.forward`."""
+    def read(self, images: Tensor, maps: bool) -> Features:
+        """The pass itself; see :meth:`Tapped.read`."""
         network: Any = self.network
         ends: list[Tensor] = []
         if maps and self.indices:
@@ -50,6 +56,11 @@ class ContractTapped(Tapped):
         embedding = network.forward_head(final, pre_logits=True)
         logits = classify(network, embedding) if self.spec.classes else embedding[:, :0]
         return Features(logits, embedding, tuple(ends))
+
+    def classifier(self) -> tuple[Tensor, Tensor | None] | None:
+        """The last linear layer, where there is one; see :meth:`Tapped.classifier`."""
+        network: Any = self.network
+        return linear_of(network.get_classifier()) if self.spec.classes else None
 
 
 def has_contract(network: nn.Module) -> bool:
@@ -91,7 +102,16 @@ def tap_by_contract(
         if list(indices) != sorted(indices):
             raise BrokenContractError("the maps are named in another order than the pass's")
     spec = FeatureSpec(classes, embedding.shape[1], tuple(available[i] for i in indices))
-    return ContractTapped(network, spec, input_size, available, indices)
+    with at_rest(network), record(network) as recording:
+        final, ends = network.forward_intermediates(images, indices=list(indices)) if indices else (None, [])
+        if indices:  # the head's first layers may be the last stage's norm and activation
+            network.forward_head(final, pre_logits=True)
+    keys = [key_of(end) for end in ends]
+    return ContractTapped(
+        *(network, spec, input_size, available, indices),
+        ends=tuple(find_end(recording, key) for key in keys),
+        blocks=find_blocks(recording, keys, spec.maps, images.shape[2]),
+    )
 
 
 def check_parts(network: Any, images: Tensor, output: Tensor) -> tuple[Tensor, list[Tensor]]:

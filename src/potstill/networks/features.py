@@ -4,7 +4,10 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-__all__ = ["FeatureSpec", "Features", "MapSpec"]
+__all__ = ["ON_DEMAND", "FeatureSpec", "Features", "MapSpec"]
+
+ON_DEMAND = frozenset({"maps", "preacts", "blocks"})
+"""The fields of :class:`Features` that a network fills only where it is asked to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,11 +18,18 @@ class Features:
         logits: ``(B, C)``, the classifier's output.
         embedding: ``(B, D)``, the pooled vector that the classifier reads.
         maps: the ends of the stages, stem first, each ``(B, C_l, H_l, W_l)``; empty unless they were asked for.
+        preacts: the same ends before their last activation, of the same shapes; empty unless they were asked for.
+        blocks: the ends of every block of the stages, ``(B, C_k, H_k, W_k)``; empty unless they were asked for.
+        peers: the logits ``(B, C)`` of networks that go with this one: a student's peers in mutual learning while it
+            trains, further teachers beside a teacher.
     """
 
     logits: Tensor
     embedding: Tensor
     maps: tuple[Tensor, ...] = ()
+    preacts: tuple[Tensor, ...] = ()
+    blocks: tuple[Tensor, ...] = ()
+    peers: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +48,11 @@ class FeatureSpec:
     Attributes:
         classes: C, the number of logits; 0 for a network without a classifier (a self-supervised teacher).
         embedding_dim: D.
-        maps: one :class:`MapSpec` for each of ``Features.maps``, in the same order.
+        maps: one :class:`MapSpec` for each of ``Features.maps``, and of ``Features.preacts``, in the same order.
+        blocks: one for each of ``Features.blocks``.
     """
 
     classes: int
     embedding_dim: int
     maps: tuple[MapSpec, ...] = field(default=())
+    blocks: tuple[MapSpec, ...] = field(default=(), repr=False)

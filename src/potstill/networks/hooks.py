@@ -1,14 +1,20 @@
 """Any nn.Module seen as Features, through forward hooks on layers chosen by name."""
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from potstill.errors import NetworkError, nearest
+from potstill.networks.affine import linear_of
+from potstill.networks.blocks import blocks_of_maps
+from potstill.networks.catch import Catch, CatchInput, CatchOutput, Store, protect_where_changed
 from potstill.networks.features import Features, FeatureSpec, MapSpec
+from potstill.networks.preacts import End, find_end
 from potstill.networks.probe import at_rest, probe_images, run_probe, stride_of
+from potstill.networks.recording import key_of, record
 from potstill.networks.tapped import Tapped, Taps
 
 __all__ = ["HookTapped", "tap_by_hooks"]
@@ -18,77 +24,51 @@ log = logging.getLogger(__name__)
 EMBEDDING = "embedding"
 
 
-class Store:
-    """What the hooks of one network caught in the running pass; copies and pickles of it are empty."""
-
-    def __init__(self) -> None:
-        self.active = False
-        self.values: dict[str, Any] = {}
-        self.journal: list[tuple[str, Any, int]] | None = None  # (key, value, its version), kept while probing
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"active": False, "values": {}, "journal": None}
-
-
-class Catch:
-    """A hook that keeps a layer's input or output; a class of this module, so that networks with it pickle and copy.
-
-    Where a later layer changes the caught tensor in place (``ReLU(inplace=True)``), ``protect`` hands a copy onward, so
-    that what was caught keeps its values and stays upstream of the logits.
-    """
-
-    def __init__(self, store: Store, key: str) -> None:
-        self.store = store
-        self.key = key
-        self.protect = False
-
-    def keep(self, value: Any) -> Any:
-        self.store.values[self.key] = value
-        if self.store.journal is not None:
-            self.store.journal.append((self.key, value, getattr(value, "_version", 0)))
-        return value.clone() if self.protect else None
-
-
-class CatchInput(Catch):
-    """A forward pre-hook."""
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
-        return self.keep(args[0]) if self.store.active else None
-
-
-class CatchOutput(Catch):
-    """A forward hook."""
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        return self.keep(output) if self.store.active else None
-
-
 class HookTapped(Tapped):
     """A network read through hooks, registered before any compile: later ones would never fire."""
 
     def __init__(
-        self, network: nn.Module, spec: FeatureSpec, input_size: tuple[int, int, int], store: Store, keys: list[str]
+        self,
+        network: nn.Module,
+        spec: FeatureSpec,
+        input_size: tuple[int, int, int],
+        taps: Taps,
+        store: Store,
+        ends: tuple[End, ...] = (),
     ) -> None:
-        super().__init__(network, spec, input_size)
+        super().__init__(network, spec, input_size, ends, blocks_of_maps(spec.maps))
+        self.taps = taps
         self.store = store
-        self.keys = keys  # of the maps
+        self.keys = [map_key(name) for name in taps.maps]
 
-    def forward(self, images: Tensor, maps: bool = False) -> Features:
-        """One pass over ``images`` ``(B, 3, H, W)``; see :meth:`Tapped.forward`."""
+    def read(self, images: Tensor, maps: bool) -> Features:
+        """The pass itself; see :meth:`Tapped.read`."""
         store = self.store
         store.active = True
         try:
             logits = self.network(images)
             caught = store.values
         finally:
-            store.active = False
-            store.values = {}
+            store.clear()
         if not isinstance(logits, Tensor):
             raise NetworkError(not_a_tensor(self.network, logits))
         embedding = caught[EMBEDDING]
         if self.spec.classes == 0:
             logits = embedding[:, :0]
         return Features(logits, embedding, tuple(caught[key] for key in self.keys) if maps else ())
+
+    def classifier(self) -> tuple[Tensor, Tensor | None] | None:
+        """The last linear layer, where there is one; see :meth:`Tapped.classifier`."""
+        images = probe_images(self.network, self.input_size)
+        with at_rest(self.network), record(self.network) as recording:
+            logits = key_of(self.network(images))
+        read, made = self.taps.classifier, self.taps.embedding
+        source = recording.last_of(read or made or "")
+        embedding = source and (source.given if read else source.returned)
+        for call in recording.calls:
+            if call.given == embedding and call.returned == logits and (found := linear_of(call.layer)):
+                return found
+        return None
 
 
 def tap_by_hooks(network: nn.Module, taps: Taps, input_size: tuple[int, int, int]) -> HookTapped:
@@ -110,14 +90,14 @@ def tap_by_hooks(network: nn.Module, taps: Taps, input_size: tuple[int, int, int
         store = Store()
         catches: dict[str, Catch] = {}
         if classifier is not None:
-            catches[EMBEDDING] = before = CatchInput(store, EMBEDDING)
-            layers[classifier].register_forward_pre_hook(before)
+            catches[EMBEDDING] = CatchInput(store, EMBEDDING)
+            catches[EMBEDDING].register(layers[classifier])
         ends = {map_key(name): layers[name] for name in taps.maps}
         if taps.embedding is not None:
             ends[EMBEDDING] = layers[taps.embedding]
         for key, layer in ends.items():
-            catches[key] = after = CatchOutput(store, key)
-            layer.register_forward_hook(after)
+            catches[key] = CatchOutput(store, key)
+            catches[key].register(layer)
 
         values, logits = probe_catches(network, images, store, catches)
 
@@ -131,7 +111,18 @@ def tap_by_hooks(network: nn.Module, taps: Taps, input_size: tuple[int, int, int
         )
     maps = tuple(measure_map(name, values.get(map_key(name)), images) for name in taps.maps)
     spec = FeatureSpec(0 if headless else logits.shape[1], embedding.shape[1], maps)
-    return HookTapped(network, spec, input_size, store, [map_key(name) for name in taps.maps])
+    taps = replace(taps, classifier=classifier)
+    return HookTapped(network, spec, input_size, taps, store, find_ends(network, images, taps.maps))
+
+
+def find_ends(network: nn.Module, images: Tensor, maps: tuple[str, ...]) -> tuple[End, ...]:
+    """The ends of the stages that the layers named in ``maps`` close."""
+    if not maps:
+        return ()
+    with at_rest(network), record(network) as recording:
+        run_probe(network, images)
+    keys = [call.returned for name in maps if (call := recording.last_of(name))]
+    return tuple(find_end(recording, key) for key in keys if key is not None)
 
 
 def map_key(name: str) -> str:
@@ -188,15 +179,12 @@ def probe_catches(
     store.active, store.journal = True, []
     try:
         logits = run_probe(network, images)
-        for key, value, version in store.journal:
-            catches[key].protect |= getattr(value, "_version", 0) != version
-        keys = [key for key, _, _ in store.journal]
-        store.journal = None
+        keys = protect_where_changed(store, catches)
         if any(catch.protect for catch in catches.values()):
             logits = run_probe(network, images)
         values = store.values
     finally:
-        store.active, store.values, store.journal = False, {}, None
+        store.clear()
     if not isinstance(logits, Tensor):
         raise NetworkError(not_a_tensor(network, logits))
     for key in catches:

@@ -1,7 +1,10 @@
 """Where networks come from: one function an origin, each of which makes a bare ``nn.Module``."""
 
+import contextlib
 import inspect
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -56,18 +59,42 @@ def timm_name(origin: str, name: str) -> str:
         known = [*timm.list_models(), *CIFAR_MODELS]
         raise NetworkError(
             f"unknown model {name!r}: neither timm nor the CIFAR zoo has it (the command `potstill models` lists them)."
-            f"{nearest(name, known)}"
+            f"{own_module(name) or nearest(name, known)}"
         )
     return name
+
+
+def own_module(name: str) -> str:
+    """A hint where a model's name is that of a file or package in the working directory; else nothing."""
+    module = name.removesuffix(".py")
+    if not all(part.isidentifier() for part in module.split(".")):
+        return ""
+    path = Path(*module.split("."))
+    if not (path.with_name(path.name + ".py").is_file() or (path / "__init__.py").is_file()):
+        return ""
+    return f" A network of your own is named with the function that makes it: {module}:FACTORY."
 
 
 def make_timm(name: str, classes: int | None, pretrained: bool, args: dict[str, Any]) -> nn.Module:
     number: dict[str, Any] = {} if classes is None else {"num_classes": classes}
     refuse_own(args, "num_classes", "pretrained")
     try:
-        return timm.create_model(name, pretrained=pretrained, **number, **args)
+        with hub_is_quiet():
+            return timm.create_model(name, pretrained=pretrained, **number, **args)
     except Exception as error:
         raise NetworkError(why_not(name, "timm", args, pretrained, error)) from error
+
+
+@contextlib.contextmanager
+def hub_is_quiet() -> Iterator[None]:
+    """Keep back what the hub's client logs of each attempt to download; the error at the end says why it failed."""
+    logger = logging.getLogger("huggingface_hub")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def make_torchvision(name: str, classes: int | None, pretrained: bool, args: dict[str, Any]) -> nn.Module:
@@ -152,7 +179,7 @@ def refuse_own(args: dict[str, Any], *names: str) -> None:
 
 
 def why_not(name: str, library: str, args: dict[str, Any], pretrained: bool, error: Exception) -> str:
-    reason = str(error).strip().split("\n")[0] or type(error).__name__
+    reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
     if pretrained:
         return (
             f"no pretrained weights for {library}/{name}: {reason}. They are downloaded, which needs the net once; "

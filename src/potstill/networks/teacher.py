@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +40,7 @@ class Teacher:
         precision: float32, or bfloat16 or float16 by autocast.
         channels_last: memory format of weights and images.
         compile: compile the network at its first call.
+        others: further teachers, which see the same images; their logits are ``Features.peers``.
 
     Raises:
         NetworkError: a mean or deviation of the wrong length or a zero deviation, or another precision.
@@ -69,6 +71,7 @@ class Teacher:
         precision: torch.dtype = torch.float32,
         channels_last: bool = True,
         compile: bool = False,
+        others: Sequence["Teacher"] = (),
     ) -> None:
         if precision not in PRECISIONS:
             raise NetworkError(f"a teacher runs in one of {PRECISIONS}, not in {precision}")
@@ -81,6 +84,7 @@ class Teacher:
         self.run = torch.compile(self.network) if compile else self.network
         self.scale, self.shift = renormalisation(mean, std, student_mean, student_std, self.device)
         self.renormalises = tuple(mean) != tuple(student_mean) or tuple(std) != tuple(student_std)
+        self.others = tuple(others)
         self.identity = self.fingerprint()
 
     @property
@@ -89,22 +93,30 @@ class Teacher:
         return self.network.spec
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, maps: bool = False) -> Features:
-        """Features of ``images`` ``(B, 3, H, W)``: logits and embedding in float32, maps as computed."""
+    def __call__(self, images: Tensor, maps: bool = False, preacts: bool = False, blocks: bool = False) -> Features:
+        """Features of ``images`` ``(B, 3, H, W)``: logits and embedding in float32, the others as computed.
+
+        ``maps``, ``preacts`` and ``blocks`` say which of the others to fill.
+        """
+        self.network.open(preacts=preacts, blocks=blocks)  # before its first compiled call
         self.network.eval()
-        images = images.to(self.device)
+        images = seen = images.to(self.device)
         if self.renormalises:
             images = torch.addcmul(self.shift, images, self.scale)
         if self.input_size is not None and tuple(images.shape[2:]) != tuple(self.input_size):
             images = F.interpolate(images, self.input_size, mode="bilinear", antialias=True)
         images = images.contiguous(memory_format=self.memory_format)
         with torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision != torch.float32):
-            features: Features = self.run(images, maps=maps)
-        return Features(features.logits.float(), features.embedding.float(), features.maps)
+            features: Features = self.run(images, maps=maps, preacts=preacts, blocks=blocks)
+        peers = tuple(other(seen).logits for other in self.others)
+        return replace(features, logits=features.logits.float(), embedding=features.embedding.float(), peers=peers)
 
     def fingerprint(self) -> str:
-        """The SHA-256 of its state as it is now."""
-        return fingerprint(self.network.network.state_dict())
+        """The SHA-256 of its state as it is now; with further teachers, of theirs too."""
+        own = fingerprint(self.network.network.state_dict())
+        if not self.others:
+            return own
+        return hashlib.sha256(" ".join([own, *(other.fingerprint() for other in self.others)]).encode()).hexdigest()
 
     def verify(self) -> None:
         """Compare its state with that at the start (``identity``).

@@ -1,10 +1,13 @@
 """From a recipe's data section to the two loaders of a run."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
-from potstill.config import DataConfig, Recipe, unread
+import torch
+from torch import Tensor
+
+from potstill.config import DataConfig, Recipe
 from potstill.data.materialise import materialise
 from potstill.data.mixing import Mixing
 from potstill.data.open import open_data
@@ -15,6 +18,7 @@ from potstill.data.streaming import StreamingLoader
 from potstill.data.views import Augmentation, Evaluation, View
 from potstill.data.workers import decoding_workers
 from potstill.errors import DataError
+from potstill.section import unread
 from potstill.training.distributed import Processes
 
 __all__ = [
@@ -66,6 +70,8 @@ class Data(DataFacts):
     Attributes:
         train: the training loader.
         val: the evaluation loader, or None where there is nothing to evaluate on.
+        clean: makes a loader that sees the training images as evaluation does, each once.
+        labels: ``(N,)`` int64 of the training images in use, by index; None where they have none.
         in_use: identity of the training images without damaged ones; the samples' indices are positions among these.
         skipped: of ``train`` and of ``val``, where each damaged image lies that was left out so far and what is wrong
             with it. A streaming loader adds to it as it meets them.
@@ -73,6 +79,8 @@ class Data(DataFacts):
 
     train: ResidentLoader | StreamingLoader
     val: ResidentLoader | StreamingLoader | None
+    clean: Callable[[], ResidentLoader | StreamingLoader]
+    labels: Tensor | None
     in_use: str
     skipped: dict[str, dict[str, str]]
 
@@ -97,7 +105,6 @@ def resolve_data(config: DataConfig, source: Source) -> DataConfig:
         DataError: names every value that nothing would read, or a crop that the loader cannot make.
     """
     small = source.fixed_size is not None and max(source.fixed_size) <= 64
-    digits = source.name.startswith("digits")
     size = config.size or (max(source.fixed_size) if small and source.fixed_size else _MIXED_SIZES)
     fits = len(source) * size * size * _PIXEL_BYTES <= _RESIDENT_LIMIT
     loader = config.loader if config.loader != "auto" else ("resident" if small and fits else "streaming")
@@ -106,7 +113,7 @@ def resolve_data(config: DataConfig, source: Source) -> DataConfig:
         update={
             "size": size,
             "crop": crop,
-            "flip": config.flip if config.flip is not None else not digits,
+            "flip": config.flip if config.flip is not None else source.mirrors,
             "loader": loader,
             "mean": config.mean or source.statistics.mean,
             "std": config.std or source.statistics.std,
@@ -169,6 +176,8 @@ def prepare_data(recipe: Recipe, split: Split, processes: Processes) -> Data:
         **{field.name: getattr(facts, field.name) for field in fields(facts)},
         train=learnt.loader,
         val=judged.loader if judged else None,
+        clean=lambda: _loaded(recipe, train, None, None, processes).loader,
+        labels=None if learnt.source.labels is None else torch.as_tensor(learnt.source.labels).long(),
         in_use=learnt.source.identity,
         skipped={"train": learnt.skipped, "val": judged.skipped if judged else {}},
     )

@@ -1,5 +1,6 @@
 """Judging a finished network: its accuracy on its own validation images, or on others."""
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def evaluate_network(recipe: Recipe, processes: Processes) -> Evaluation:
     note = (
         split.note if split.val is not None else f"There is no validation split: all {len(source)} images are judged."
     )
-    _match_classes(source, network, _class_names(config.weights))
+    source = _numbered_as(source, network, _class_names(config.weights))
     data = resolve_data(recipe.data.model_copy(update=_own_input(recipe, network)), source)
     loaded = evaluation_loader(recipe.model_copy(update={"data": data}), source, processes)
     autocast = DTYPES[recipe.precision] if recipe.precision != "fp32" else None
@@ -92,8 +93,8 @@ def _class_names(weights: str | None) -> tuple[str, ...] | None:
     return read_card(weights).classes if weights is not None and Path(weights).is_dir() else None
 
 
-def _match_classes(source: Source, network: Tapped, names: tuple[str, ...] | None) -> None:
-    """Number the source's labels as the network numbers its classes."""
+def _numbered_as(source: Source, network: Tapped, names: tuple[str, ...] | None) -> Source:
+    """The source with its labels numbered as the network numbers its classes; the one that is given stays as it is."""
     if source.labels is None:
         raise DataError(f"{source.name} has no labels, so accuracy cannot be measured on it.")
     if names is None:
@@ -102,12 +103,14 @@ def _match_classes(source: Source, network: Tapped, names: tuple[str, ...] | Non
                 f"{source.name} has {len(source.classes)} classes and the network {network.spec.classes}, and the "
                 "weights do not say which is which. Give data with the network's classes, or a run's folder."
             )
-        return
+        return source
     unknown = [name for name in source.classes if name not in names]
     if unknown:
         raise DataError(
             f"{source.name} has classes that the network does not know: {', '.join(unknown[:5])}"
             f"{', ...' if len(unknown) > 5 else ''}.{nearest(unknown[0], names)}"
         )
-    source.labels = np.array([names.index(name) for name in source.classes], dtype=np.int64)[source.labels]
-    source.classes = names
+    renumbered = copy.copy(source)
+    renumbered.labels = np.array([names.index(name) for name in source.classes], dtype=np.int64)[source.labels]
+    renumbered.classes = names
+    return renumbered

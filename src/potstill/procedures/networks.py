@@ -9,14 +9,16 @@ from potstill.config import NetworkConfig, Recipe, TeacherConfig
 from potstill.errors import RecipeError
 from potstill.methods.base import Setting
 from potstill.methods.objective import Objective, check_terms
+from potstill.methods.registry import find_method
 from potstill.networks.build import build_network
 from potstill.networks.card import NetworkCard, read_card
+from potstill.networks.peers import Peers
 from potstill.networks.tap import Tapped, Taps
 from potstill.networks.teacher import Teacher
 from potstill.procedures.data import DataFacts
 from potstill.training.distributed import Processes
 
-__all__ = ["DTYPES", "build_objective", "build_student", "build_teacher", "network_of", "student_card"]
+__all__ = ["DTYPES", "build_objective", "build_setting", "build_student", "build_teacher", "network_of", "student_card"]
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +56,11 @@ def build_student(recipe: Recipe, data: DataFacts, teacher: Teacher | None) -> T
         raise RecipeError("student.model is missing: name the network to train, like student.model=resnet8x4.")
     classes = len(data.classes) or (teacher.spec.classes if teacher else 0)
     torch.manual_seed(recipe.seed)
-    return network_of(recipe.student, classes, data.size)
+    student = network_of(recipe.student, classes, data.size)
+    if recipe.procedure.name != "mutual":
+        return student
+    peers = (NetworkConfig(model=model) for model in recipe.procedure.peers)
+    return Peers(student, [network_of(peer, classes, data.size) for peer in peers])
 
 
 def build_teacher(recipe: Recipe, data: DataFacts, processes: Processes) -> Teacher | None:
@@ -64,9 +70,10 @@ def build_teacher(recipe: Recipe, data: DataFacts, processes: Processes) -> Teac
         RecipeError: where the teacher's section names neither weights nor ``pretrained=true``.
         NetworkError: for an unknown model or weights that do not fit.
     """
-    config = recipe.teacher
-    if config is None:
-        return None
+    return None if recipe.teacher is None else _a_teacher(recipe.teacher, recipe, data, processes)
+
+
+def _a_teacher(config: TeacherConfig, recipe: Recipe, data: DataFacts, processes: Processes) -> Teacher:
     if config.weights is None and not config.pretrained:
         raise RecipeError(
             "The teacher has no weights: give teacher.weights=PATH (a run's folder, safetensors or a state dict), "
@@ -77,6 +84,7 @@ def build_teacher(recipe: Recipe, data: DataFacts, processes: Processes) -> Teac
     network = network_of(config, None, config.size or (None if own_size else data.size))
     mean, std, size = _statistics(config, network, data)
     precision = recipe.precision if config.precision == "auto" else config.precision
+    others = [config.model_copy(update={"model": None, "weights": path, "others": ()}) for path in config.others]
     return Teacher(
         network,
         mean=mean,
@@ -88,30 +96,59 @@ def build_teacher(recipe: Recipe, data: DataFacts, processes: Processes) -> Teac
         precision=DTYPES[precision],
         channels_last=recipe.channels_last,
         compile=recipe.compile,
+        others=[_a_teacher(other, recipe, data, processes) for other in others],
     )
 
 
-def build_objective(recipe: Recipe, student: Tapped, teacher: Teacher | None, data: DataFacts) -> Objective:
-    """The recipe's weighted sum of methods, sized for these two networks.
+def build_setting(
+    recipe: Recipe, student: Tapped, teacher: Teacher | None, data: DataFacts, processes: Processes
+) -> Setting:
+    """What the recipe's methods are sized by.
+
+    Raises:
+        RecipeError: for an unknown method.
+        NetworkError: for a teacher that cannot show what a method reads.
+    """
+    needs = [find_method(name).needs for name in recipe.objective]
+    for network in [] if teacher is None else [teacher.network]:
+        network.open(**{field: True for need in needs for field in need.on_demand("teacher") if field != "maps"})
+    return Setting(
+        student.spec,
+        teacher.spec if teacher else None,
+        samples=data.found[0],
+        batch_size=recipe.batch_size // (processes.world * recipe.accumulate),
+        peers=len(student.others) if isinstance(student, Peers) else 0,
+        classifier=teacher.network.classifier() if teacher else None,
+        norms=teacher.network.norms() if teacher and any("preacts" in need.teacher for need in needs) else (),
+    )
+
+
+def build_objective(recipe: Recipe, setting: Setting, data: DataFacts) -> Objective:
+    """The recipe's weighted sum of methods.
 
     Raises:
         RecipeError: for an objective that these networks or these data cannot serve: a method that reads labels
             without labels, one that reads a teacher without one, one that compares logits of other classes.
     """
-    terms = recipe.objective
+    terms, student, teacher = recipe.objective, setting.student, setting.teacher
     check_terms(terms, labels=data.labelled, teacher=teacher is not None)  # before a method misses the classes
-    objective = Objective(Setting(student.spec, teacher.spec if teacher else None), terms)
-    if teacher and not objective.needs.teacher:
+    objective = Objective(setting, terms)
+    if teacher and not objective.needs.taught and recipe.procedure.name == "joint":
         raise RecipeError(
             f"There is a teacher, but no method of the objective ({', '.join(objective.weights)}) reads it. Add one, "
             "such as pefd, or take the teacher section out."
         )
-    if student.spec.classes and "logits" not in objective.needs.student:
+    if recipe.teacher and recipe.teacher.class_means != "augmented" and not objective.needs.class_means:
+        raise RecipeError(
+            f"teacher.class_means={recipe.teacher.class_means} does nothing: no method of the objective "
+            f"({', '.join(objective.weights)}) reads class means. Leave it out."
+        )
+    if student.classes and "logits" not in objective.needs.student:
         log.warning("No method of the objective reads the student's logits: its classifier stays as it was drawn.")
-    if teacher and objective.compares_logits and data.labelled and teacher.spec.classes != len(data.classes):
+    if teacher and objective.compares_logits and data.labelled and teacher.classes != len(data.classes):
         names = " and ".join(objective.compares_logits)
         raise RecipeError(
-            f"The teacher has {teacher.spec.classes} classes and the data have {len(data.classes)}, but {names} "
+            f"The teacher has {teacher.classes} classes and the data have {len(data.classes)}, but {names} "
             "compares the two networks' logits class by class. Use a teacher trained on these classes, or an objective "
             "that reads features only, such as {ce: 1, pefd: 25}."
         )

@@ -1,6 +1,6 @@
 """Classification: how well a network names what it sees."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import torch
@@ -42,6 +42,7 @@ def evaluate(
     processes: Processes,
     *,
     autocast: torch.dtype | None = None,
+    observe: Callable[[Features, Batch], None] | None = None,
 ) -> dict[str, float]:
     """Top-1 and top-5 accuracy in percent, and the mean cross entropy, over all processes' images.
 
@@ -50,6 +51,7 @@ def evaluate(
         steps: an evaluation loader's epoch; fillers (batches of weight 0) are passed over.
         processes: over which the counts are summed.
         autocast: the dtype to compute in; None for float32.
+        observe: sees every batch with its features.
 
     Returns:
         ``top1``, ``top5`` (percent) and ``val_loss``.
@@ -62,8 +64,10 @@ def evaluate(
             if batch.weight == 0 or batch.targets is None:
                 continue
             with torch.autocast(batch.images.device.type, dtype=autocast, enabled=autocast is not None):
-                logits = network(batch.images).logits
-            logits = logits.float()
+                features = network(batch.images)
+            if observe is not None:
+                observe(features, batch)
+            logits = features.logits.float()
             counts[:3] += accuracy_counts(logits, batch.targets)
             counts[3] += F.cross_entropy(logits, batch.targets, reduction="sum")
     first, five, total, loss = processes.sum(counts).tolist()

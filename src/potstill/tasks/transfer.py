@@ -29,13 +29,13 @@ def evaluate_transfer(
     """
     step.eval()
     names = [*step.objective.weights, "total"]
-    maps = "maps" in step.objective.needs.teacher
+    reads = step.objective.needs.on_demand("teacher")
     sums = torch.zeros(len(names) + 1, device=processes.device)  # the last counts images
     for batches in steps:
         for batch in batches:
             if batch.weight == 0:
                 continue
-            losses, _ = step(batch, teacher(batch.images, maps=maps) if teacher else None)
+            losses, _ = step(batch, teacher(batch.images, **reads) if teacher else None)
             sums[:-1] += torch.stack([losses[name] for name in names]) * len(batch)
             sums[-1] += len(batch)
     *totals, count = processes.sum(sums).tolist()

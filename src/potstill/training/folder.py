@@ -18,7 +18,7 @@ from potstill.training.checkpoints import Checkpoints
 __all__ = ["RunFolder"]
 
 # What a folder can hold before its first checkpoint, beside the recipe; the control is a run of its own.
-_FIRST = (".lock", "control", "identity.json", "steps.jsonl", "metrics.csv")
+_FIRST = (".lock", "class_means.safetensors", "control", "identity.json", "steps.jsonl", "metrics.csv")
 
 
 class RunFolder:
@@ -51,11 +51,26 @@ class RunFolder:
         """The names of what a folder holds beside the beginnings of a run, or of a run's files without a recipe."""
         names = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
         own = {*_FIRST, *(f"{name}.part" for name in _FIRST)}
+        own |= {name for name in names if name.startswith("assistant-")}  # runs of their own, that come before this one
         if "identity.json" in names:  # written first: with it, a recipe is the run's copy and not somebody's own file
             own |= {"recipe.yaml", "recipe.yaml.part"}
         if "recipe.yaml" in names or not self.begun:
             own |= {"checkpoints"}
         return sorted(names - own)
+
+    def check_place(self) -> None:
+        """Look whether the folder can be made and written to, before much is done for it; a finished run is let be.
+
+        Raises:
+            RunError: a file lies in its place or above it, or nothing may be written there.
+        """
+        place = next(path for path in (self.path, *self.path.parents) if os.path.lexists(path))
+        if not os.path.isdir(place):
+            so = "" if place == self.path else f", so there can be no folder {self.path}"
+            raise RunError(f"{place} is a file{so}; give another run=.")
+        if not os.access(place, os.W_OK | os.X_OK) and not (self.path / "result.json").exists():
+            cannot = "written to" if place == self.path else f"made in {place}"
+            raise RunError(f"The run's folder {self.path} cannot be {cannot}: permission denied. Give another run=.")
 
     @contextlib.contextmanager
     def owned(self) -> Iterator[None]:
@@ -139,15 +154,49 @@ class RunFolder:
         self.write_text("identity.json", to_json(identity, indent=2) + "\n")
 
     def identity(self) -> dict[str, Any]:
-        """What :meth:`write_identity` wrote, or nothing."""
-        path = self.path / "identity.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        """What :meth:`write_identity` wrote.
+
+        Raises:
+            RunError: where it is missing or damaged.
+        """
+        identity = self._read("identity.json", "Put it back as it was, or give another run=.")
+        if identity is None:
+            raise RunError(
+                f"{self.path / 'identity.json'} is missing: nothing tells whether data and teacher are still those of "
+                "the run. Put it back, or give another run=."
+            )
+        return identity
 
     def write_result(self, result: dict[str, Any]) -> None:
         """The run's outcome; its presence says that the run is finished."""
         self.write_text("result.json", to_json(result, indent=2) + "\n")
 
     def result(self) -> dict[str, Any] | None:
-        """The outcome of a finished run, or None."""
-        path = self.path / "result.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        """The outcome of a finished run, or None.
+
+        Raises:
+            RunError: where it is damaged.
+        """
+        advice = "Delete it, and the same command goes on from the last checkpoint."
+        result = self._read("result.json", advice)
+        rows = {} if result is None else result.get("rows")
+        if not isinstance(rows, dict) or not all(isinstance(row, dict) for row in rows.values()):
+            raise RunError(f"{self.path / 'result.json'} is damaged: it has no rows of results. {advice}")
+        if result is not None and "student" not in rows:
+            raise RunError(f"{self.path / 'result.json'} is damaged: it has no row of the student. {advice}")
+        return result
+
+    def _read(self, name: str, advice: str) -> dict[str, Any] | None:
+        """An object in a JSON file, or None where there is no file; a damaged one is told with the advice."""
+        path = self.path / name
+        try:
+            content = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise RunError(f"{path} cannot be read: {error.strerror}. {advice}") from None
+        except ValueError as error:  # covers broken UTF-8 too
+            raise RunError(f"{path} is damaged: it is no valid JSON ({error}). {advice}") from None
+        if not isinstance(content, dict):
+            raise RunError(f"{path} is damaged: it holds a {type(content).__name__}, not an object. {advice}")
+        return content

@@ -88,7 +88,7 @@ class Loop:
         self.history: list[dict[str, Any]] = []
         self.epoch = self.done = 0  # the epoch at hand, and how many of its steps are done
         self.seconds, self._since = 0.0, time.perf_counter()  # training time of this epoch before, and from when on
-        self._teacher_maps = "maps" in step.objective.needs.teacher
+        self._teacher_reads = step.objective.needs.on_demand("teacher")
 
     def run(self) -> list[dict[str, Any]]:
         """Train to the end, from the newest checkpoint where there is one; return the rows of all epochs.
@@ -101,12 +101,16 @@ class Loop:
         self._resume()
         module = self._distributed()
         settings, steps = self.settings, self.loader.steps
-        self.reporter.started(self.epoch, self.done, steps, settings.epochs)
+        first, phase_steps = settings.begin * steps, (settings.epochs - settings.begin) * steps
+        if self.epoch < settings.epochs:
+            self.reporter.started(self.epoch, self.done, steps, settings.epochs, settings.begin)
         for epoch in range(self.epoch, settings.epochs):
             self.step.train()
+            self.step.objective.start_epoch(epoch, resumed=self.done > 0)
             self._since = logged = time.perf_counter()
             for micro_batches in self.loader.epoch(epoch, start=self.done):
-                shares = self._step(module, micro_batches, epoch * steps + self.done, steps * settings.epochs)
+                factor = settings.schedule(epoch * steps + self.done - first, phase_steps)
+                shares = self._step(module, micro_batches, epoch * steps + self.done, settings.lr * factor)
                 self.done += 1
                 position = epoch * steps + self.done
                 self.reporter.advanced(epoch, self.done)
@@ -119,10 +123,10 @@ class Loop:
             self._finish_epoch()
         return self.history
 
-    def _step(self, module: nn.Module, micro_batches: list[Batch], position: int, total: int) -> dict[str, Tensor]:
+    def _step(self, module: nn.Module, micro_batches: list[Batch], position: int, lr: float) -> dict[str, Tensor]:
         """One optimiser step; the gradient's shares where they are due."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.lr * self.settings.schedule(position, total)
+            group["lr"] = lr * group.get("lr_factor", 1.0)
         torch.manual_seed(_mix(self.settings.seed, position, self.processes.rank))
         every = self.settings.shares_every
         measure = bool(every) and position % every == 0 and len(self.step.objective.weights) > 1
@@ -130,7 +134,7 @@ class Loop:
         for number, batch in enumerate(micro_batches):
             last = number + 1 == len(micro_batches)
             with contextlib.nullcontext() if last or module is self.step else module.no_sync():  # type: ignore[operator]
-                teacher = self.teacher(batch.images, maps=self._teacher_maps) if self.teacher else None
+                teacher = self.teacher(batch.images, **self._teacher_reads) if self.teacher else None
                 losses, student = self._forward(module, batch, teacher, eager=measure and number == 0)
                 if measure and number == 0:
                     shares = self.step.objective.gradient_shares(losses, student.embedding)
@@ -172,6 +176,7 @@ class Loop:
         position = (self.epoch + 1) * self.loader.steps
         self._must_be_finite(means, position)
         row: dict[str, Any] = {"epoch": self.epoch + 1, "step": position, "lr": self.optimizer.param_groups[0]["lr"]}
+        row |= {"phase": self.settings.phase} if self.settings.phase != "joint" else {}
         row |= means | {"seconds": self.seconds + time.perf_counter() - self._since}
         last = self.epoch + 1 == self.settings.epochs
         if last or (self.epoch + 1) % self.settings.evaluate_every == 0:
@@ -224,6 +229,8 @@ class Loop:
             )
         if newest:
             restore(self, self.checkpoints.load(newest), newest)
+        else:
+            self.epoch = self.settings.begin
 
     def _distributed(self) -> nn.Module:
         if self.processes.world == 1:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from potstill.errors import RecipeError
+from potstill.methods.base import Method
 
 __all__ = ["make_optimizer"]
 
@@ -21,6 +22,8 @@ def make_optimizer(
     betas: tuple[float, float] = (0.9, 0.999),
     weight_decay: float = 5e-4,
     decay_norm_and_bias: bool = True,
+    helper_lr: float = 1.0,
+    helper_weight_decay: float | None = None,
 ) -> torch.optim.Optimizer:
     """One optimiser over every parameter of the modules that asks for a gradient.
 
@@ -37,6 +40,10 @@ def make_optimizer(
         weight_decay: of all parameters, or of those that remain under the next argument.
         decay_norm_and_bias: False spares norms and biases the decay: parameters of one axis, and those named bias
             (the projectors' biases are stacked, and have two).
+        helper_lr: the rate of what methods train of their own (projectors), as a multiple of ``lr``; a loop reads it
+            from the groups' ``lr_factor``.
+        helper_weight_decay: of what methods train of their own; None for ``weight_decay``. A method whose parameters
+            must not decay (an orthogonal projector) is spared whatever is said here.
 
     Raises:
         RecipeError: where nothing would train, or Nesterov is asked for without momentum.
@@ -46,16 +53,24 @@ def make_optimizer(
         >>> [(group["weight_decay"], len(group["params"])) for group in optimizer.param_groups]
         [(0.0005, 1), (0.0, 1)]
     """
-    named = [(name, p) for module in modules for name, p in module.named_parameters() if p.requires_grad]
-    if not named:
+    kinds: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for module in modules:
+        owners = {p: part for part in module.modules() if isinstance(part, Method) for p in part.parameters()}
+        for path, p in module.named_parameters():
+            if not p.requires_grad:
+                continue
+            owner, decay = owners.get(p), weight_decay
+            if owner is not None and helper_weight_decay is not None:
+                decay = helper_weight_decay
+            if (owner is not None and not owner.decays) or (not decay_norm_and_bias and _spared(path, p)):
+                decay = 0.0
+            kinds.setdefault((1.0 if owner is None else helper_lr, decay), []).append(p)
+    if not kinds:
         raise RecipeError("Nothing would train: no parameter of the student or the objective asks for a gradient.")
-    if decay_norm_and_bias:
-        groups = [{"params": [p for _, p in named], "weight_decay": weight_decay}]
-    else:
-        groups = [
-            {"params": [p for name, p in named if not _spared(name, p)], "weight_decay": weight_decay},
-            {"params": [p for name, p in named if _spared(name, p)], "weight_decay": 0.0},
-        ]
+    groups = [
+        {"params": kinds[factor, decay], "weight_decay": decay, "lr": lr * factor, "lr_factor": factor}
+        for factor, decay in sorted(kinds, key=lambda kind: (kind[0] != 1, -kind[1]))
+    ]
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, betas=betas)
     if nesterov and momentum == 0:

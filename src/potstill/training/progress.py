@@ -36,11 +36,11 @@ class _Recorded:
         self.steps = self.epochs = 0
         self._warned: set[str] = set()
 
-    def started(self, epoch: int, step: int, steps: int, epochs: int) -> None:
+    def started(self, epoch: int, step: int, steps: int, epochs: int, begin: int) -> None:
         """Drop the rows of steps that will be taken again."""
         self.steps, self.epochs = steps, epochs
         self.folder.forget_steps_after(epoch * steps + step)
-        if epoch or step:
+        if epoch > begin or step:
             where = f"epoch {epoch + 1}, step {step}" if step else f"epoch {epoch}"
             log.info("%s: going on after %s of %d.", self.title, where, epochs)
 
@@ -106,9 +106,9 @@ class Bar(_Recorded):
             _TimeLeft(), console=console, expand=True,
         )  # fmt: skip
 
-    def started(self, epoch: int, step: int, steps: int, epochs: int) -> None:
+    def started(self, epoch: int, step: int, steps: int, epochs: int, begin: int) -> None:
         """Show the bar."""
-        super().started(epoch, step, steps, epochs)
+        super().started(epoch, step, steps, epochs, begin)
         done = epoch * steps + step
         self._task = self._progress.add_task(
             self.title, total=steps * epochs, completed=done, began=done, epoch=f"epoch {epoch + 1}/{epochs}",
@@ -177,12 +177,16 @@ def progress_on(console: Console, batch_size: int, talks: bool = True) -> Iterat
 
 def _terms(row: Row) -> list[str]:
     """The names of the objective's terms in a logged row; with a single one the total says it all."""
-    other = {"step", "epoch", "lr", "total", "steps_per_second"}
+    other = {"step", "epoch", "phase", "lr", "total", "steps_per_second"}
     terms = [key for key in row if key not in other and not key.startswith("share_")]
     return terms if len(terms) > 1 else []
 
 
 def _accuracies(row: Row) -> list[str]:
+    """An evaluated epoch's accuracies; without labels the terms on the validation images, their weighted sum first."""
+    if "val_total" in row:
+        terms = [key for key in row if key.startswith("val_") and key != "val_total"]
+        return [f"{key} {row[key]:.4g}" for key in ("val_total", *terms)]
     return [f"{label} {row[key]:.2f} %" for key, label in (("top1", "top-1"), ("top5", "top-5")) if key in row]
 
 

@@ -10,8 +10,8 @@ Row = dict[str, Any]
 class Reporter(Protocol):
     """What the loop says while it trains. Every process has one; those that should not talk have a silent one."""
 
-    def started(self, epoch: int, step: int, steps: int, epochs: int) -> None:
-        """Training begins, or goes on, at this epoch and at this step of ``steps`` an epoch."""
+    def started(self, epoch: int, step: int, steps: int, epochs: int, begin: int) -> None:
+        """Training begins at epoch ``begin``, or goes on at this epoch and at this step of ``steps`` an epoch."""
 
     def advanced(self, epoch: int, step: int) -> None:
         """A step is done. Called each step: must be cheap and must not read tensors."""
@@ -26,7 +26,7 @@ class Reporter(Protocol):
 class Silent:
     """A reporter that says nothing."""
 
-    def started(self, epoch: int, step: int, steps: int, epochs: int) -> None:
+    def started(self, epoch: int, step: int, steps: int, epochs: int, begin: int) -> None:
         """Nothing."""
 
     def advanced(self, epoch: int, step: int) -> None:

@@ -32,9 +32,19 @@ class NonFiniteLoss(RunError):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Numbers of the loop; the recipe's fields of the same names say what each one is."""
+    """Numbers of the loop; the recipe's fields of the same names say what each one is.
+
+    Attributes:
+        epochs: the epoch that this phase ends before; epochs and steps are counted through all phases of a run.
+        begin: the epoch that it begins with; the learning rate's schedule runs from there to the end.
+        phase: its name, as checkpoints know it.
+        takes_objective: whether the objective goes on with the state that it had at the end of the phase before.
+    """
 
     epochs: int
+    begin: int = 0
+    phase: str = "joint"
+    takes_objective: bool = False
     seed: int = 0
     lr: float = 0.05
     schedule: Schedule = field(default_factory=Schedule)

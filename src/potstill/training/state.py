@@ -17,6 +17,7 @@ __all__ = ["restore", "snapshot", "weights_norm"]
 def snapshot(loop: "Loop") -> dict[str, Any]:
     """The loop's state as tensors and plain values; every process must call, the main one's is the state."""
     return {
+        "phase": loop.settings.phase,
         "epoch": loop.epoch,
         "done": loop.done,
         "seconds": loop.seconds_so_far(),
@@ -32,7 +33,9 @@ def snapshot(loop: "Loop") -> dict[str, Any]:
 
 
 def restore(loop: "Loop", state: dict[str, Any], path: Path) -> None:
-    """Take up a state.
+    """Take up a state: of this phase all of it, of the phase before what the student has learned in it.
+
+    Where a later phase wrote it, this one is over and leaves the rest to that.
 
     Raises:
         RunError: for a state of another shape; names its ``path``.
@@ -56,14 +59,21 @@ def weights_norm(module: nn.Module) -> dict[str, float]:
 def _load(loop: "Loop", state: dict[str, Any]) -> None:
     loop.epoch, loop.done, loop.seconds = state["epoch"], state["done"], state["seconds"]
     loop.history = state["history"]
+    own = state["phase"] == loop.settings.phase
+    if not own and loop.epoch > loop.settings.begin:
+        loop.epoch = loop.settings.epochs
+        return
     loop.step.student.network.load_state_dict(state["student"])
-    loop.step.objective.load_state_dict(state["objective"])
-    loop.optimizer.load_state_dict(state["optimizer"])
-    if loop.settings.fp16:
-        loop.scaler.load_state_dict(state["scaler"])
+    if own or loop.settings.takes_objective:
+        loop.step.objective.load_state_dict(state["objective"])
     if loop.average is not None:
         loop.average.load_state_dict(state["average"])
-    loop.tally.restore(state["tally"])
     for found in state["skipped"]:
         for name, images in found.items():
             loop.skipped.setdefault(name, {}).update(images)
+    if not own:
+        return
+    loop.optimizer.load_state_dict(state["optimizer"])
+    if loop.settings.fp16:
+        loop.scaler.load_state_dict(state["scaler"])
+    loop.tally.restore(state["tally"])

@@ -1,5 +1,8 @@
 """What is computed for one batch: the student, and every term of the objective."""
 
+from collections.abc import Collection
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 
@@ -7,6 +10,7 @@ from potstill.batch import Batch
 from potstill.methods.objective import Objective
 from potstill.networks.features import Features
 from potstill.networks.tap import Tapped
+from potstill.training.freeze import standing_still
 
 __all__ = ["TrainingStep"]
 
@@ -20,6 +24,8 @@ class TrainingStep(nn.Module):
         autocast: the dtype that the student computes in; None for float32. Losses are float32 always.
         compiled: run the student through ``torch.compile``.
         channels_last: the memory format of the images; the student's weights should have the same.
+        trains: names of the student's parameters and buffers that train; None for all. What holds none of them is in
+            evaluation mode always; which parameters ask for a gradient is for the caller to set.
     """
 
     def __init__(
@@ -30,16 +36,26 @@ class TrainingStep(nn.Module):
         autocast: torch.dtype | None = None,
         compiled: bool = False,
         channels_last: bool = True,
+        trains: Collection[str] | None = None,
     ) -> None:
         super().__init__()
+        self._still = [] if trains is None else standing_still(student.network, trains)
         self.student = student
         self.objective = objective
         self._autocast = autocast
         self._memory = torch.channels_last if channels_last else torch.contiguous_format
-        self._maps = "maps" in objective.needs.student
+        self._read = objective.needs.on_demand("student")
+        student.open(**self._read)
         # The compiled callable is kept outside the module tree: state dicts stay plain. Batches come in two sizes
         # (an epoch's last one is short); static shapes make one graph for each.
         self.__dict__["_forward"] = torch.compile(student, dynamic=False) if compiled else student
+
+    def train(self, mode: bool = True) -> Self:
+        """As of any module; what stands still stays in evaluation mode."""
+        super().train(mode)
+        for module in self._still:
+            module.eval()
+        return self
 
     def forward(
         self, batch: Batch, teacher: Features | None, eager: bool = False
@@ -54,5 +70,5 @@ class TrainingStep(nn.Module):
         """
         network = self.student if eager else self.__dict__["_forward"]
         with torch.autocast(batch.images.device.type, dtype=self._autocast, enabled=self._autocast is not None):
-            student: Features = network(batch.images.contiguous(memory_format=self._memory), maps=self._maps)
+            student: Features = network(batch.images.contiguous(memory_format=self._memory), **self._read)
         return self.objective(student, teacher, batch), student

@@ -1,0 +1,135 @@
+"""A run as a list of phases: which parameters train, on which objective, for how long."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from potstill.config import Recipe
+from potstill.errors import RecipeError
+from potstill.methods.base import Setting
+from potstill.methods.fitnets import FitNets
+from potstill.methods.objective import Objective
+from potstill.methods.pretraining import Pretraining, pretrained_methods
+from potstill.networks.stages import stage_parameters
+from potstill.networks.tap import Tapped
+
+__all__ = ["Phase", "plan_phases"]
+
+_PRETRAINING = 8  # one epoch of a method's own pretraining for so many of the run: RepDistiller's 30 for 240
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """One phase of a run.
+
+    Attributes:
+        name: for people and checkpoints.
+        objective: what it trains on.
+        epochs: how long.
+        trains: names of the student's parameters and buffers that train; None for all. The rest stands still, batch
+            norms with their statistics.
+        judged: whether the student's accuracy is measured after its epochs: not before anybody has trained its head.
+        goes_on: whether the objective goes on with the state that it had at the end of the phase before.
+    """
+
+    name: str
+    objective: Objective
+    epochs: int
+    trains: frozenset[str] | None = None
+    judged: bool = True
+    goes_on: bool = False
+
+
+def plan_phases(recipe: Recipe, student: Tapped, setting: Setting, build: Callable[[Recipe], Objective]) -> list[Phase]:
+    """The phases of a recipe's procedure.
+
+    Args:
+        recipe: resolved.
+        student: the network that learns.
+        setting: both networks.
+        build: makes a recipe's objective.
+
+    Raises:
+        RecipeError: for epochs that do not suffice, networks that have no stages in common, or an objective that the
+            procedure cannot take apart.
+    """
+    if recipe.procedure.name == "stagewise":
+        return stagewise(recipe, student, setting, build)
+    if recipe.procedure.name == "hint":
+        return hinted(recipe, student, setting, build)
+    objective = build(recipe)
+    if not pretrained_methods(objective):
+        return [Phase("joint", objective, recipe.epochs)]
+    epochs = recipe.procedure.pretrain_epochs or max(1, recipe.epochs // _PRETRAINING)
+    first = Phase("pretraining", Pretraining(objective), epochs, frozenset(), judged=False)
+    return [first, Phase("joint", objective, recipe.epochs, goes_on=True)]
+
+
+def stagewise(recipe: Recipe, student: Tapped, setting: Setting, build: Callable[[Recipe], Objective]) -> list[Phase]:
+    """Stage by stage (SSKD): each stage of the backbone mimics the teacher's, then the head learns from the labels.
+
+    The stem trains with the first stage unless ``procedure.stem`` gives it a phase of its own. No term is weighed
+    against another anywhere: each phase has one. With ``procedure.finetune`` the last phase trains the whole network.
+
+    Source: arXiv 1812.01819; the stages, the epochs of each and the adapters are ours, as no code and no settings are
+    published.
+    """
+    ours, theirs = student.spec.maps, setting.teacher.maps if setting.teacher else ()
+    if not ours or len(ours) != len(theirs):
+        raise RecipeError(
+            f"procedure.name=stagewise pairs the networks' stages one by one, but the student shows {len(ours)} maps "
+            f"and the teacher {len(theirs)}. Name as many layers in student.taps.maps and teacher.taps.maps; "
+            "`potstill taps` lists them and proposes pairs."
+        )
+    config = recipe.procedure
+    *stages, head = stage_parameters(student)
+    groups = [[k] for k in range(len(stages))]
+    if not config.stem and len(groups) > 1:
+        groups[:2] = [[0, 1]]
+    epochs = stage_epochs(recipe, len(groups))
+    phases = []
+    for number, (group, length) in enumerate(zip(groups, epochs, strict=True), start=1):
+        objective = Objective(setting, {"mimic": {"weight": 1.0, "stage": group[-1], "adapter": config.adapter}})
+        trains = frozenset(name for k in group for name in stages[k])
+        phases.append(Phase(f"stage {number}", objective, length, trains, judged=False))
+    rest = recipe.epochs - sum(epochs)
+    return [*phases, Phase("head", build(recipe), rest, None if config.finetune else frozenset(head))]
+
+
+def hinted(recipe: Recipe, student: Tapped, setting: Setting, build: Callable[[Recipe], Objective]) -> list[Phase]:
+    """FitNets' two stages: up to the hint the student learns the teacher's map, then all of it the other terms.
+
+    Source: Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015 (arXiv 1412.6550), section 2.3, where the
+    second stage is plain KD.
+    """
+    rest = {name: value for name, value in recipe.objective.items() if name != "fitnets"}
+    if "fitnets" not in recipe.objective or not rest:
+        raise RecipeError(
+            "procedure.name=hint trains on fitnets first and on the rest of the objective then, so it needs both: "
+            "objective={ce: 0.1, kd: {weight: 0.9, temperature: 4}, fitnets: 1}."
+        )
+    hint = Objective(setting, {"fitnets": recipe.objective["fitnets"]})
+    method = hint.methods["fitnets"]
+    layer = method.layer if isinstance(method, FitNets) else 0
+    trains = frozenset(name for stage in stage_parameters(student)[: layer + 1] for name in stage)
+    (epochs,) = stage_epochs(recipe, 1)
+    last = build(recipe.model_copy(update={"objective": rest}))
+    return [Phase("hint", hint, epochs, trains, judged=False), Phase("kd", last, recipe.epochs - epochs)]
+
+
+def stage_epochs(recipe: Recipe, stages: int) -> list[int]:
+    """Epochs of each stage; where the recipe does not say, the run is divided evenly between stages and last phase."""
+    asked = recipe.procedure.stage_epochs
+    if asked is None:
+        asked = recipe.epochs // (stages + 1)
+    epochs = [asked] * stages if isinstance(asked, int) else list(asked)
+    if len(epochs) != stages:
+        raise RecipeError(
+            f"procedure.stage_epochs names {len(epochs)} numbers of epochs and there are {stages} stages; give one for "
+            "each, or a single number for all."
+        )
+    if min(epochs) < 1 or sum(epochs) >= recipe.epochs:
+        raise RecipeError(
+            f"epochs={recipe.epochs} does not suffice for {stages} stages of {epochs} epochs and the phase after them; "
+            f"give epochs={max(sum(epochs), stages) + 1} or more, or fewer procedure.stage_epochs."
+        )
+    return epochs
