@@ -21,7 +21,7 @@ KD = "objective={ce: 0.1, kd: {weight: 0.9, temperature: 4}}"
         (["student.model=null"], ["student.model is missing: name the network to train"]),
         (["student.weights=absent.safetensors"], ["no weights at absent.safetensors: there is no such file"]),
         (["student.model=torchvision/squeezenet1_1"], ["SqueezeNet does not run on images of (3, 8, 8)"]),
-        (["objective={ce: 1, pfed: 25}"], ["no method 'pfed'. Did you mean 'pefd'? There are ce, kd, pefd"]),
+        (["objective={ce: 1, pfed: 25}"], ["no method 'pfed'. Did you mean 'pefd'? There are ab, afd, at, cc, ce,"]),
         (["student.model=torchvision/squeezenet1_1", "data.size=32", "student.taps={classifier: clasifier}"],
          ["no layer 'clasifier'", "Did you mean 'classifier'?"]),
         (["student.model=torchvision/squeezenet1_1", "data.size=32", "student.taps={embedding: zzz}"],
@@ -107,3 +107,26 @@ def _plain(run, path):
 
     torch.save(load_file(run / "student.safetensors"), path)
     return path
+
+
+def test_a_teacher_of_as_many_other_classes(refused, trains, draw, quick, tmp_path):
+    for data, names in (("one", ("cat", "dog")), ("other", ("bird", "fish"))):
+        for name in names:
+            draw(tmp_path / data / name, 8)
+    values = [value for value in quick if not value.startswith("student.model")]
+    trains("train", *quick, f"data.path={tmp_path / 'one'}", f"run={tmp_path / 'teacher'}")
+    command = [
+        *values,
+        "student.model=resnet8",
+        f"teacher.weights={tmp_path / 'teacher'}",
+        f"data.path={tmp_path / 'other'}",
+    ]
+    said = refused("distill", *command, "objective={ce: 1, kd: 1}", f"run={tmp_path / 'run'}")
+    assert (
+        "The teacher's classes are not the data's: it has 'cat' for 'bird', 'dog' for 'fish', but kd compares" in said
+    )
+    assert not (tmp_path / "run").exists()
+    # Features may come from any teacher; what it says of its own classes is no accuracy on these.
+    table = trains("distill", *command, f"run={tmp_path / 'run'}")
+    (row,) = [line.split() for line in table.splitlines() if line.split()[:1] == ["teacher"]]
+    assert row[2:4] == ["-", "-"]

@@ -54,7 +54,9 @@ def test_a_recipe_is_printed_resolved(potstill, tmp_path):
 
 def test_methods_say_what_they_need(potstill):
     cards = json.loads(potstill("methods", "--json").stdout)
-    assert cards["pefd"]["needs"] == {"student": ["embedding"], "teacher": ["embedding"], "labels": False}
+    reads = {"student": ["embedding"], "teacher": ["embedding"]}
+    assert cards["pefd"]["needs"] == {**reads, "labels": False, "class_means": False}
+    assert cards["nd"]["needs"] == {**reads, "labels": True, "class_means": True}
     assert cards["pefd"]["hyper_parameters"]["projectors"] == 3
     assert cards["ce"]["needs"]["labels"] is True
     table = potstill("methods").stdout

@@ -109,12 +109,15 @@ def test_hyper_parameters_are_those_of_the_signature():
         "activation": "relu",
         "bias": True,
         "init": "default",
+        "constraint": None,
+        "side": "student",
+        "diversity": 0.0,
     }
     assert hyper_parameters("ce") == {"label_smoothing": 0.0}
 
 
 def test_an_unknown_name_gets_the_nearest_and_the_list():
-    message = "There is no method 'pfed'. Did you mean 'pefd'[?] There are ce, kd, .*pefd.*package.module:Class"
+    message = "There is no method 'pfed'. Did you mean 'pefd'[?] There are ab, .*ce, .*kd, .*pefd.*package.module:Class"
     with pytest.raises(RecipeError, match=message):
         build_method("pfed", SETTING)
     with pytest.raises(RecipeError) as caught:
@@ -126,7 +129,7 @@ def test_all_mistakes_are_told_at_once():
     hyper = {"projectrs": 2, "depth": 1.5, "activation": "silu", "bias": 1, "width": 2}
     problems = check_hyper("pefd", hyper)
     assert problems[0].startswith("pefd has no hyper-parameter 'projectrs'. Did you mean 'projectors'? It takes proj")
-    assert problems[0].endswith("projectors=3, depth=1, width=1, activation='relu', bias=True, init='default'.")
+    assert problems[0].endswith("init='default', constraint=None, side='student', diversity=0.0.")
     assert problems[1:] == [
         "depth of pefd is 1.5; expected a whole number.",
         "activation of pefd is 'silu'; expected 'relu', 'gelu' or 'none'.",

@@ -9,11 +9,10 @@ import numpy as np
 from potstill.config import Recipe
 from potstill.data.source import Source
 from potstill.errors import DataError, RecipeError, nearest
-from potstill.networks.card import read_card
 from potstill.networks.ship import load_student
 from potstill.networks.tap import Tapped
 from potstill.procedures.data import all_skipped, evaluation_loader, open_split, resolve_data
-from potstill.procedures.networks import DTYPES, network_of
+from potstill.procedures.networks import DTYPES, class_names, network_of
 from potstill.tasks.classification import evaluate
 from potstill.training.distributed import Processes
 
@@ -63,7 +62,7 @@ def evaluate_network(recipe: Recipe, processes: Processes) -> Evaluation:
     note = (
         split.note if split.val is not None else f"There is no validation split: all {len(source)} images are judged."
     )
-    source = _numbered_as(source, network, _class_names(config.weights))
+    source = _numbered_as(source, network, class_names(config.weights))
     data = resolve_data(recipe.data.model_copy(update=_own_input(recipe, network)), source)
     loaded = evaluation_loader(recipe.model_copy(update={"data": data}), source, processes)
     autocast = DTYPES[recipe.precision] if recipe.precision != "fp32" else None
@@ -87,10 +86,6 @@ def _own_input(recipe: Recipe, network: Tapped) -> dict[str, object]:
         own = {"mean": recipe.data.mean or mean, "std": recipe.data.std or std}
         own["size"] = recipe.data.size or network.input_size[-1]
     return own
-
-
-def _class_names(weights: str | None) -> tuple[str, ...] | None:
-    return read_card(weights).classes if weights is not None and Path(weights).is_dir() else None
 
 
 def _numbered_as(source: Source, network: Tapped, names: tuple[str, ...] | None) -> Source:

@@ -18,7 +18,16 @@ from potstill.networks.teacher import Teacher
 from potstill.procedures.data import DataFacts
 from potstill.training.distributed import Processes
 
-__all__ = ["DTYPES", "build_objective", "build_setting", "build_student", "build_teacher", "network_of", "student_card"]
+__all__ = [
+    "DTYPES",
+    "build_objective",
+    "build_setting",
+    "build_student",
+    "build_teacher",
+    "class_names",
+    "network_of",
+    "student_card",
+]
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +50,11 @@ def network_of(config: NetworkConfig, classes: int | None, size: int | None) -> 
         config.model, classes=classes, weights=config.weights, pretrained=config.pretrained,
         args=dict(config.args), taps=taps, input_size=(3, size, size) if size else None,
     )  # fmt: skip
+
+
+def class_names(weights: str | None) -> tuple[str, ...] | None:
+    """The names of the classes that a run's folder was trained on, in the order of its logits; None where unknown."""
+    return read_card(weights).classes if weights is not None and Path(weights).is_dir() else None
 
 
 def build_student(recipe: Recipe, data: DataFacts, teacher: Teacher | None) -> Tapped:
@@ -145,6 +159,16 @@ def build_objective(recipe: Recipe, setting: Setting, data: DataFacts) -> Object
         )
     if student.classes and "logits" not in objective.needs.student:
         log.warning("No method of the objective reads the student's logits: its classifier stays as it was drawn.")
+    known = class_names(recipe.teacher.weights) if recipe.teacher else None
+    if objective.compares_logits and data.labelled and known is not None and known != data.classes:
+        differing = [f"{a!r} for {b!r}" for a, b in zip(known, data.classes, strict=False) if a != b]
+        if len(known) == len(data.classes):
+            raise RecipeError(
+                f"The teacher's classes are not the data's: it has {', '.join(differing[:3])}"
+                f"{', ...' if len(differing) > 3 else ''}, but {' and '.join(objective.compares_logits)} compares the "
+                "two networks' logits class by class. Use a teacher trained on these classes, or an objective that "
+                "reads features only, such as {ce: 1, pefd: 25}."
+            )
     if teacher and objective.compares_logits and data.labelled and teacher.classes != len(data.classes):
         names = " and ".join(objective.compares_logits)
         raise RecipeError(

@@ -28,6 +28,7 @@ from potstill.procedures.networks import (
     build_setting,
     build_student,
     build_teacher,
+    class_names,
     student_card,
 )
 from potstill.procedures.phases import Phase, plan_phases
@@ -192,7 +193,8 @@ class SingleRun:
         rows: Rows = {}
         if self.teacher is not None:
             self.teacher.verify()
-            rows["teacher"] = _teacher_row(self.teacher, data, self.processes)
+            names = class_names(self.recipe.teacher.weights if self.recipe.teacher else None)
+            rows["teacher"] = _teacher_row(self.teacher, data, self.processes, names in (None, data.classes))
         skipped = all_skipped(self.processes.gathered(data.skipped))
         rows["student"] = {name: value for name, value in history[-1].items() if name.startswith(("top", "val_"))}
 
@@ -241,9 +243,9 @@ def _settings(recipe: Recipe, phase: Phase, begin: int) -> Settings:
     )  # fmt: skip
 
 
-def _teacher_row(teacher: Teacher, data: Data, processes: Processes) -> dict[str, Any]:
+def _teacher_row(teacher: Teacher, data: Data, processes: Processes, same_classes: bool) -> dict[str, Any]:
     row: dict[str, Any] = {}
-    if data.val is not None and data.labelled and teacher.spec.classes == len(data.classes):
+    if same_classes and data.val is not None and data.labelled and teacher.spec.classes == len(data.classes):
         row = evaluate(teacher, data.val.epoch(0), processes)
     if processes.main:
         row |= asdict(measure_cost(teacher.network, (3, *(teacher.input_size or (data.size, data.size)))))
