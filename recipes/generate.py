@@ -1,6 +1,6 @@
 """Write the recipes of the papers' tables: a file for every cell whose settings are known.
 
-    python recipes/generate.py            # writes recipes/pefd/.. and recipes/kdpp/..
+    python recipes/generate.py            # writes recipes/pefd, recipes/kdpp and recipes/repdistiller
 
 A file says which data, networks, objective and schedule; where the data and the teacher's weights lie is said on the
 command line. Settings are the papers' and, where they are silent, those of the authors' code; a comment in each file
@@ -155,6 +155,22 @@ def pefd_tables() -> Iterator[Cell]:
     yield "pefd/table8/r50-mobilenet-pefd", "73.16", imagenet("r50", "mobilenet", pefd())
 
 
+REPDISTILLER = {  # weight beside the cross entropy, then 32x4-8x4, VGG13-8, WRN40-2-16-2
+    "fitnets": (100.0, (73.50, 71.02, 73.58)), "at": (1000.0, (73.44, 71.43, 74.08)),
+    "sp": (3000.0, (72.94, 72.68, 73.83)), "cc": (0.02, (72.97, 70.71, 73.56)), "rkd": (1.0, (71.90, 71.48, 73.35)),
+    "ft": (200.0, (72.86, 70.58, 73.25)),
+}  # fmt: skip
+
+
+def repdistiller_table() -> Iterator[Cell]:
+    """The rows of RepDistiller's table, which the papers compare with, whose settings are known."""
+    pairs = (("res32x4", "res8x4"), ("vgg13", "vgg8"), ("wrn40_2", "wrn16_2"))
+    for method, (weight, numbers) in REPDISTILLER.items():
+        for (teacher, student), top1 in zip(pairs, numbers, strict=True):
+            fields = cifar(teacher, student, {"ce": 1.0, method: weight})
+            yield f"repdistiller/cifar100/{teacher}-{student}-{method}", f"{top1}", fields
+
+
 # (kd, nd), (tckd, nckd, nd), (dist, nd), (reviewkd, nd), with the published accuracies in the same order.
 KDPP_CIFAR = {
     ("res56", "res20"): ((1.0, 2.0), (2.5, 4.0, 3.5), (2.0, 1.0), (1.2, 1.0), (72.53, 72.16, 72.52, 72.05)),
@@ -240,7 +256,9 @@ def kdpp_tables() -> Iterator[Cell]:
 def text(file: str, published: str, fields: Fields) -> str:
     """A recipe file: where it is from, the published number, how to run it, the fields."""
     paper, table, cell = file.split("/")
-    papers = {"pefd": "PEFD, arXiv 2210.15274", "kdpp": "KD++, arXiv 2305.17007"}
+    papers = {
+        "pefd": "PEFD, arXiv 2210.15274", "kdpp": "KD++, arXiv 2305.17007", "repdistiller": "RepDistiller's README",
+    }  # fmt: skip
     is_cifar = fields["data"]["source"] == "cifar100"
     command = "distill" if "teacher" in fields else "train"
     data = "data.path=cifar-100-python" if is_cifar else "data.path=imagenet"
@@ -254,7 +272,7 @@ def text(file: str, published: str, fields: Fields) -> str:
 
 def recipes() -> dict[Path, str]:
     """Every file with its text."""
-    cells = [*pefd_tables(), *kdpp_tables()]
+    cells = [*pefd_tables(), *kdpp_tables(), *repdistiller_table()]
     return {HERE / f"{file}.yaml": text(file, published, fields) for file, published, fields in cells}
 
 

@@ -151,7 +151,7 @@ def _network(part: "NetworkConfig", recipe: "Recipe") -> "Tapped":
 def _method_card(cls: type[Any], hyper: Mapping[str, Any]) -> dict[str, Any]:
     needs = cls.needs
     return {
-        "summary": (inspect.getdoc(cls) or "").splitlines()[0].rstrip("."),
+        "summary": (inspect.getdoc(cls) or "").splitlines()[0].rstrip(".").replace("``", ""),
         "needs": {
             "student": sorted(needs.student),
             "teacher": sorted(needs.teacher),

@@ -21,7 +21,7 @@ def chain(recipe: Recipe, folder: Path) -> Iterator[tuple[str, Recipe]]:
         folder: the run's; assistants go to ``assistant-1`` and so on in it.
 
     Raises:
-        RecipeError: for a chain without assistants or without a teacher.
+        RecipeError: for a chain without assistants or without a teacher, or a dense one from a teacher that is no run.
 
     Source: Mirzadeh et al., "Improved Knowledge Distillation via Teacher Assistant", AAAI 2020 (arXiv 1902.03393); Son
     et al., "Densely Guided Knowledge Distillation using Multiple Teacher Assistants", ICCV 2021.
@@ -34,6 +34,11 @@ def chain(recipe: Recipe, folder: Path) -> Iterator[tuple[str, Recipe]]:
         raise RecipeError(
             "procedure.name=assistants leads from a teacher to the student through other networks: give a teacher and "
             "procedure.assistants=[MODEL, ...], from the larger to the smaller."
+        )
+    if procedure.dense and (teacher.weights is None or not Path(teacher.weights).is_dir()):
+        raise RecipeError(
+            "procedure.dense=true has every network learn from the teacher too, by its run's folder; got "
+            f"teacher.weights={teacher.weights}. Give the folder of the run that trained it."
         )
     others: list[str] = [*teacher.others]
     for number, model in enumerate([*procedure.assistants, None], start=1):
@@ -48,4 +53,6 @@ def chain(recipe: Recipe, folder: Path) -> Iterator[tuple[str, Recipe]]:
         yield f"assistant {number}", recipe.model_copy(update=part)
         if procedure.dense:
             others = [*others, str(teacher.weights)]
-        teacher = type(teacher)(weights=path, others=tuple(others), precision=teacher.precision)
+        teacher = type(teacher)(
+            weights=path, others=tuple(others), precision=teacher.precision, class_means=teacher.class_means
+        )

@@ -157,6 +157,16 @@ def build_objective(recipe: Recipe, setting: Setting, data: DataFacts) -> Object
             f"teacher.class_means={recipe.teacher.class_means} does nothing: no method of the objective "
             f"({', '.join(objective.weights)}) reads class means. Leave it out."
         )
+    if recipe.procedure.name == "mutual" and "peers" not in objective.needs.student:
+        raise RecipeError(
+            "procedure.name=mutual trains peers, but no method of the objective "
+            f"({', '.join(objective.weights)}) reads them: add mutual, such as {{ce: 1, mutual: 1}}."
+        )
+    if recipe.teacher and recipe.teacher.others and "peers" not in objective.needs.teacher:
+        raise RecipeError(
+            f"teacher.others does nothing: no method of the objective ({', '.join(objective.weights)}) reads further "
+            "teachers. Add dgkd, or leave it out."
+        )
     if student.classes and "logits" not in objective.needs.student:
         log.warning("No method of the objective reads the student's logits: its classifier stays as it was drawn.")
     known = class_names(recipe.teacher.weights) if recipe.teacher else None

@@ -52,10 +52,15 @@ def plan_phases(recipe: Recipe, student: Tapped, setting: Setting, build: Callab
         RecipeError: for epochs that do not suffice, networks that have no stages in common, or an objective that the
             procedure cannot take apart.
     """
-    if recipe.procedure.name == "stagewise":
-        return stagewise(recipe, student, setting, build)
-    if recipe.procedure.name == "hint":
-        return hinted(recipe, student, setting, build)
+    orders = {"stagewise": stagewise, "hint": hinted}
+    if recipe.procedure.name in orders:
+        phases = orders[recipe.procedure.name](recipe, student, setting, build)
+        if names := " and ".join(pretrained_methods(phases[-1].objective)):
+            raise RecipeError(
+                f"{names} of the objective trains something before the student, which "
+                f"procedure.name={recipe.procedure.name} has no phase for; take {names} out."
+            )
+        return phases
     objective = build(recipe)
     if not pretrained_methods(objective):
         return [Phase("joint", objective, recipe.epochs)]

@@ -146,6 +146,8 @@ class SingleRun:
         pretraining = phase.objective if isinstance(phase.objective, Pretraining) else None
         if pretraining:
             pretraining.open(True)
+        if recipe.compile and begin:
+            torch.compiler.reset()  # phases train other parameters: few graphs are kept for one network
         step = TrainingStep(
             self.student, phase.objective, autocast=autocast, compiled=recipe.compile,
             channels_last=recipe.channels_last, trains=phase.trains,

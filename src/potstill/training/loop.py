@@ -17,6 +17,7 @@ rate of (step, steps): so a state is weights, optimiser, averages and counters, 
 """
 
 import contextlib
+import inspect
 import math
 import time
 from collections.abc import Callable
@@ -239,7 +240,15 @@ class Loop:
         # Without a method that reads the student's logits, its classifier gets no gradient, and DDP must know.
         unused = "logits" not in self.step.objective.needs.student
         ids = [device] if device.type == "cuda" else None
-        return DistributedDataParallel(self.step, device_ids=ids, find_unused_parameters=unused)
+        # Buffers are not broadcast at each step: batch norms' statistics are aligned where they are read, and methods
+        # keep their own equal (CRD's banks gather what all processes have seen).
+        return DistributedDataParallel(self.step, device_ids=ids, find_unused_parameters=unused, **_no_buffers())
+
+
+def _no_buffers() -> dict[str, Any]:
+    """The argument that keeps buffers from being sent at each step; PyTorch 2.15 has renamed it."""
+    names = inspect.signature(DistributedDataParallel.__init__).parameters
+    return {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
 
 
 def _mix(*numbers: int) -> int:
