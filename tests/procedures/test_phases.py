@@ -248,4 +248,6 @@ def test_the_measures_of_a_run(distill, teacher, tmp_path):
     assert found["networks"]["student"]["m_bc"] == pytest.approx(expected, rel=1e-3)
     distance = found["projectors"]["pefd"]
     assert 0 < distance["distance"] < distance["squared"]
+    assert float(row["val_pefd_distance"]) == pytest.approx(distance["distance"], rel=1e-5)
+    assert float(row["val_pefd_distance_squared"]) == pytest.approx(distance["squared"], rel=1e-5)
     assert "distance of two projectors of pefd" in call("analyze", str(run))

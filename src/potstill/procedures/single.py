@@ -10,9 +10,11 @@ import torch
 
 from potstill.analysis.cost import measure_cost
 from potstill.analysis.measures import FeatureMeasures
+from potstill.analysis.metrics import mean_projector_distance
 from potstill.batch import Batch
 from potstill.config import Recipe
 from potstill.methods.base import Known
+from potstill.methods.objective import Objective
 from potstill.methods.pretraining import Pretraining
 from potstill.networks.card import WEIGHTS_FILE
 from potstill.networks.features import Features
@@ -32,6 +34,7 @@ from potstill.procedures.networks import (
     student_card,
 )
 from potstill.procedures.phases import Phase, plan_phases
+from potstill.projectors import ProjectorEnsemble
 from potstill.tasks.classification import evaluate
 from potstill.tasks.transfer import evaluate_transfer
 from potstill.training.checkpoints import Checkpoints
@@ -163,7 +166,7 @@ class SingleRun:
                 return evaluate_transfer(whole, self.teacher, data.val.epoch(0), self.processes)
             if not recipe.log.measures:
                 return evaluate(judged, data.val.epoch(0), self.processes, autocast=autocast)
-            return self._measured(judged, data, autocast)
+            return self._measured(judged, data, autocast) | _distances(phase.objective)
 
         history = Loop(
             step, self.teacher, data.train, judge,
@@ -225,6 +228,18 @@ def _result(
         "teacher_fingerprint": identity["teacher"],
         "versions": versions(),
     }
+
+
+def _distances(objective: Objective) -> dict[str, float]:
+    """The mean distance of two projectors of each ensemble, plain and squared, as ``val_pefd_distance`` and so on."""
+    found = {}
+    for name, method in objective.methods.items():
+        ensemble = getattr(method, "projector", None)
+        if isinstance(ensemble, ProjectorEnsemble) and ensemble.projectors > 1:
+            projectors = [ensemble.projector(k) for k in range(ensemble.projectors)]
+            found[f"val_{name}_distance"] = mean_projector_distance(projectors).item()
+            found[f"val_{name}_distance_squared"] = mean_projector_distance(projectors, squared=True).item()
+    return found
 
 
 def _memory(recipe: Recipe) -> torch.memory_format:
