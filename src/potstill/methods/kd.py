@@ -6,10 +6,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from potstill.batch import Batch
-from potstill.errors import NetworkError, RecipeError
+from potstill.errors import RecipeError
 from potstill.methods.base import Method, Needs, Setting
-from potstill.methods.inputs import teacher_features, teacher_spec
+from potstill.methods.inputs import teacher_features
 from potstill.methods.numerics import full_precision
+from potstill.methods.pairs import check_shapes, common_classes
 from potstill.methods.registry import register
 from potstill.networks.features import Features
 
@@ -44,11 +45,7 @@ def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0)
         >>> kd(torch.zeros(1, 2), torch.tensor([[4.0, 0.0]]), temperature=4.0)
         tensor(1.7751)
     """
-    if student_logits.shape != teacher_logits.shape:
-        raise NetworkError(
-            f"kd compares logits of one shape, but the student's are {tuple(student_logits.shape)} and the teacher's "
-            f"{tuple(teacher_logits.shape)}."
-        )
+    check_shapes(student_logits, teacher_logits, "kd")
     log_p_s = F.log_softmax(full_precision(student_logits) / temperature, dim=-1)
     log_p_t = F.log_softmax(full_precision(teacher_logits.detach()) / temperature, dim=-1)
     return F.kl_div(log_p_s, log_p_t, reduction="none", log_target=True).sum(-1).mean() * temperature**2
@@ -73,13 +70,7 @@ class KD(Method):
 
     def __init__(self, setting: Setting, *, temperature: float = 4.0, projector: bool = False) -> None:
         super().__init__()
-        teacher = teacher_spec(setting, "kd")
-        classes = setting.student.classes
-        if classes != teacher.classes or not classes:
-            raise NetworkError(
-                f"kd compares logits, but the student has {classes} classes and the teacher {teacher.classes}. Take "
-                "a teacher of the same classes, or a method that compares embeddings, such as pefd."
-            )
+        classes = common_classes(setting, "kd")
         if not (math.isfinite(temperature) and temperature > 0):
             raise RecipeError(f"temperature is {temperature}; expected a positive number, such as 4.")
         self.temperature = temperature

@@ -9,7 +9,7 @@ from potstill.batch import Batch
 from potstill.errors import NetworkError, RecipeError, nearest
 from potstill.methods.base import Method, Needs, Setting
 from potstill.methods.inputs import teacher_features, teacher_spec
-from potstill.methods.numerics import full_precision
+from potstill.methods.maps import to_the_smaller
 from potstill.methods.registry import register
 from potstill.networks.features import Features, FeatureSpec, MapSpec
 
@@ -50,10 +50,7 @@ def mimic(student_map: Tensor, teacher_map: Tensor) -> Tensor:
             f"mimic compares maps of as many images and channels, but the student's is {tuple(student_map.shape)} and "
             f"the teacher's {tuple(teacher_map.shape)}; adapt the student's channels first."
         )
-    a, b = full_precision(student_map), full_precision(teacher_map.detach())
-    size = (min(a.shape[2], b.shape[2]), min(a.shape[3], b.shape[3]))
-    a, b = (x if x.shape[2:] == size else F.adaptive_avg_pool2d(x, size) for x in (a, b))
-    return F.mse_loss(a, b)
+    return F.mse_loss(*to_the_smaller(student_map, teacher_map.detach()))
 
 
 @register("mimic")

@@ -10,6 +10,7 @@ from potstill.batch import Batch
 from potstill.errors import RecipeError
 from potstill.methods.base import Method, Needs, Setting
 from potstill.methods.inputs import teacher_features, teacher_spec
+from potstill.methods.maps import to_the_smaller
 from potstill.methods.numerics import full_precision
 from potstill.methods.pairs import Pairs, check_shapes, map_pairs
 from potstill.methods.registry import register
@@ -81,13 +82,8 @@ class VariationalLayer(nn.Module):
 
     def forward(self, student_map: Tensor, teacher_map: Tensor) -> Tensor:
         """:func:`vid` of the prediction; the larger map is average-pooled to the smaller one's height and width."""
-        height, width = (min(s, t) for s, t in zip(student_map.shape[-2:], teacher_map.shape[-2:], strict=True))
-        size = (height, width)
-        return vid(self.regressor(_pooled(student_map, size)), _pooled(teacher_map, size), self.log_scale, self.eps)
-
-
-def _pooled(x: Tensor, size: tuple[int, int]) -> Tensor:
-    return x if x.shape[-2:] == size else F.adaptive_avg_pool2d(x, size)
+        student_map, teacher_map = to_the_smaller(student_map, teacher_map)
+        return vid(self.regressor(student_map), teacher_map, self.log_scale, self.eps)
 
 
 @register("vid")
