@@ -154,6 +154,16 @@ def test_a_paraphraser_trains_before_the_student_and_stands_still_then(distill, 
     assert not moved & own
 
 
+def test_a_warm_up_counts_from_the_start_of_its_phase(distill, tmp_path):
+    run = tmp_path / "run"
+    terms = "objective={ce: 1, kd: {weight: 1, warmup: 2}}"
+    distill("procedure.name=stagewise", "epochs=6", "procedure.stage_epochs=1", terms, f"run={run}")
+    rows = [row for row in map(json.loads, (run / "steps.jsonl").read_text().splitlines()) if "kd" in row]
+    assert [row["epoch"] for row in rows] == [3, 3, 3, 4, 4, 4, 5, 5, 5]
+    factors = [(row["total"] - row["ce"]) / row["kd"] for row in rows]
+    assert factors == pytest.approx([0, 0, 0, 0.5, 0.5, 0.5, 1, 1, 1], abs=1e-3)
+
+
 def test_peers_learn_together_and_the_first_one_ships(distill, tmp_path):
     run = tmp_path / "run"
     values = ["procedure.name=mutual", "procedure.peers=[resnet14]", "objective={ce: 1, mutual: 1, kd: 1}", "epochs=1"]
@@ -181,6 +191,8 @@ def test_a_chain_of_assistants_leads_from_the_teacher_to_the_student(distill, te
         return section["weights"], section["others"]
 
     one, two = run / "assistant-1", run / "assistant-2"
+    top1 = json.loads((teacher / "result.json").read_text())["rows"]["student"]["top1"]
+    assert json.loads(distill(*dense, "--json"))["rows"]["teacher"]["top1"] == top1
     assert learned_from(one) == (str(teacher), [])
     assert learned_from(two) == (str(one), [str(teacher)])
     assert learned_from(run) == (str(two), [str(teacher), str(one)])
@@ -201,6 +213,20 @@ def test_a_chain_of_assistants_leads_from_the_teacher_to_the_student(distill, te
         (["objective={ce: 1, mutual: 1}"], "the student has no peers: give procedure.name=mutual"),
         (["procedure.name=assistants"], "give a teacher and procedure.assistants"),
         (["procedure.stage_epochs=2"], "procedure.stage_epochs=2 does nothing with procedure.name=joint"),
+        (
+            ["procedure.name=stagewise", "epochs=9", "objective={ce: 1, crd: 1}"],
+            "crd of the objective would train nothing",
+        ),
+        (["procedure.pretrain_epochs=3"], "procedure.pretrain_epochs=3 does nothing"),
+        (
+            [
+                "procedure.name=assistants",
+                "procedure.assistants=[resnet14]",
+                "procedure.dense=true",
+                "objective={kd: 1}",
+            ],
+            "takes dgkd in the objective",
+        ),
         (["teacher.class_means=clean"], "teacher.class_means=clean does nothing"),
     ],
 )

@@ -113,4 +113,4 @@ class Method(nn.Module, ABC):
         """Take in what is known of the data; called once before training, on every device and in a resumed run too."""
 
     def start_epoch(self, epoch: int) -> None:
-        """Called before the first step of each epoch, counted from 0; not in the middle of one that is resumed."""
+        """Called before the first step of each epoch of its phase, counted from 0; not where one is resumed midway."""

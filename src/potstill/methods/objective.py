@@ -108,7 +108,7 @@ class Objective(nn.Module):
         """Set the warm-ups, and tell every method of a new epoch.
 
         Args:
-            epoch: counted from 0.
+            epoch: of its phase, counted from 0.
             resumed: in its middle: the methods have been told already.
         """
         self.epoch = epoch

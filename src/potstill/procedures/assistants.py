@@ -40,6 +40,11 @@ def chain(recipe: Recipe, folder: Path) -> Iterator[tuple[str, Recipe]]:
             "procedure.dense=true has every network learn from the teacher too, by its run's folder; got "
             f"teacher.weights={teacher.weights}. Give the folder of the run that trained it."
         )
+    if procedure.dense and "dgkd" not in recipe.objective:
+        raise RecipeError(
+            "procedure.dense=true has every network learn from all before it, which takes dgkd in the objective: "
+            "objective={ce: 0.5, dgkd: 0.5}."
+        )
     others: list[str] = [*teacher.others]
     for number, model in enumerate([*procedure.assistants, None], start=1):
         if model is None:

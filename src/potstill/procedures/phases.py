@@ -63,6 +63,11 @@ def plan_phases(recipe: Recipe, student: Tapped, setting: Setting, build: Callab
         return phases
     objective = build(recipe)
     if not pretrained_methods(objective):
+        if recipe.procedure.pretrain_epochs is not None:
+            raise RecipeError(
+                f"procedure.pretrain_epochs={recipe.procedure.pretrain_epochs} does nothing: no method of the "
+                f"objective ({', '.join(objective.weights)}) trains anything before the student. Leave it out."
+            )
         return [Phase("joint", objective, recipe.epochs)]
     epochs = recipe.procedure.pretrain_epochs or max(1, recipe.epochs // _PRETRAINING)
     first = Phase("pretraining", Pretraining(objective), epochs, frozenset(), judged=False)
@@ -96,8 +101,14 @@ def stagewise(recipe: Recipe, student: Tapped, setting: Setting, build: Callable
         objective = Objective(setting, {"mimic": {"weight": 1.0, "stage": group[-1], "adapter": config.adapter}})
         trains = frozenset(name for k in group for name in stages[k])
         phases.append(Phase(f"stage {number}", objective, length, trains, judged=False))
-    rest = recipe.epochs - sum(epochs)
-    return [*phases, Phase("head", build(recipe), rest, None if config.finetune else frozenset(head))]
+    rest, last = recipe.epochs - sum(epochs), build(recipe)
+    idle = [name for name, method in last.methods.items() if "logits" not in method.needs.student]
+    if idle and not config.finetune:
+        raise RecipeError(
+            f"{' and '.join(idle)} of the objective would train nothing: in the last phase of procedure.name=stagewise "
+            "only the head trains, and they do not read the logits. Take them out, or set procedure.finetune=true."
+        )
+    return [*phases, Phase("head", last, rest, None if config.finetune else frozenset(head))]
 
 
 def hinted(recipe: Recipe, student: Tapped, setting: Setting, build: Callable[[Recipe], Objective]) -> list[Phase]:
@@ -134,7 +145,7 @@ def stage_epochs(recipe: Recipe, stages: int) -> list[int]:
         )
     if min(epochs) < 1 or sum(epochs) >= recipe.epochs:
         raise RecipeError(
-            f"epochs={recipe.epochs} does not suffice for {stages} stages of {epochs} epochs and the phase after them; "
-            f"give epochs={max(sum(epochs), stages) + 1} or more, or fewer procedure.stage_epochs."
+            f"epochs={recipe.epochs} does not suffice for {stages} stages and the phase after them; give "
+            f"epochs={max(sum(epochs), stages) + 1} or more, or fewer procedure.stage_epochs."
         )
     return epochs

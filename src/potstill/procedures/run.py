@@ -79,7 +79,9 @@ def distill(
     rows: dict[str, dict[str, Any]] = {}
     for title, make in runs.items():
         ended = (made[title] if title in made else make()).train(data, interrupt, reporter, title)
-        rows |= {title: ended["student"]} | ({"teacher": ended["teacher"]} if "teacher" in ended else {})
+        rows[title] = ended["student"]
+        if "teacher" in ended:  # of a chain the first one's: the teachers after it are the assistants
+            rows.setdefault("teacher", ended["teacher"])
     order = ["teacher", *(title for title in runs if title.startswith("assistant")), "control", "student"]
     return Outcome(folder.path, {name: rows[name] for name in order if name in rows})
 

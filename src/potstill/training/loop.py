@@ -107,7 +107,7 @@ class Loop:
             self.reporter.started(self.epoch, self.done, steps, settings.epochs, settings.begin)
         for epoch in range(self.epoch, settings.epochs):
             self.step.train()
-            self.step.objective.start_epoch(epoch, resumed=self.done > 0)
+            self.step.objective.start_epoch(epoch - settings.begin, resumed=self.done > 0)
             self._since = logged = time.perf_counter()
             for micro_batches in self.loader.epoch(epoch, start=self.done):
                 factor = settings.schedule(epoch * steps + self.done - first, phase_steps)
