@@ -14,7 +14,6 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 # One thread a process: two test workers with as many threads as cores each are many times slower on two cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 ARGS ?=
-BENCHMARKS ?= $(sort $(wildcard benchmarks/*.py))
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint types format hooks bench lock clean
@@ -44,8 +43,8 @@ format: $(STAMP) ## mend what ruff can mend
 hooks: $(STAMP) ## run ruff and mypy before each commit
 	@$(BIN)/pre-commit install
 
-bench: $(STAMP) ## the measurements that the docs quote; BENCHMARKS=benchmarks/one.py picks
-	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script $(ARGS); done
+bench: $(STAMP) ## the measurements of docs/performance.md, written into it (DATA=folder of data, ARGS="--only store.py")
+	@$(BIN)/python benchmarks/report.py $(if $(DATA),--data $(DATA)) $(ARGS)
 
 lock: $(STAMP) ## write requirements.txt anew from pyproject.toml (ARGS=--upgrade takes newer versions)
 	@$(BIN)/uv pip compile pyproject.toml --extra export --extra dev --universal --python-version 3.11 --generate-hashes \

@@ -19,7 +19,7 @@ FLOORS = (
     {"batch", "errors", "files", "plain_json"},
     {"projectors", "networks", "data"},
     {"methods", "analysis"},
-    {"training", "tasks"},
+    {"training", "tasks", "store"},
     {"procedures", "config", "recipe", "section"},
     {"export"},
     {"__init__"},  # the public names: they may come from any room, and no room asks for them

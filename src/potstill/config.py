@@ -13,17 +13,19 @@ from potstill.section import Beta, Deviations, Fraction, Mean, NonNegative, Posi
 
 __all__ = [
     "CheckpointConfig", "DataConfig", "LogConfig", "NetworkConfig", "OptimizerConfig", "ProcedureConfig", "Recipe",
-    "ScheduleConfig", "TapsConfig", "TeacherConfig",
+    "ScheduleConfig", "StoreConfig", "TapsConfig", "TeacherConfig",
 ]  # fmt: skip
 
 
 class DataConfig(Section):
     """Where images come from and how they are seen."""
 
-    source: Literal["auto", "digits", "cifar10", "cifar100", "folder", "parquet"] = Field(
+    source: Literal["auto", "digits", "cifar10", "cifar100", "folder", "parquet", "tar"] = Field(
         "auto", description="the kind of data; auto looks at the path (no path: the embedded handwritten digits)"
     )
-    path: str | None = Field(None, description="a folder of images by class, a CIFAR folder, a Parquet file or shards")
+    path: str | None = Field(
+        None, description="a folder of images by class, a CIFAR folder, Parquet or tar shards, also remote (s3://...)"
+    )
     val_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] | None = Field(
         None,
         description="part kept for validation where the data have no split; none: 0.1 (0.2 of the digits); 0: nothing",
@@ -51,6 +53,19 @@ class DataConfig(Section):
     std: Deviations | None = Field(None, description="their standard deviation, likewise; none: the data's own")
     loader: Literal["auto", "resident", "streaming"] = Field(
         "auto", description="resident: the whole set on the device as uint8; streaming: decoded by workers"
+    )
+    views: Positive | None = Field(
+        None, description="views of each image: epoch e shows view e mod views; none: each epoch has its own"
+    )
+    view_seed: Seed | None = Field(
+        None, description="seed of the views; none: the run's seed, or 0 with a teacher's store, which seeds can share"
+    )
+    order_seed: Seed | None = Field(None, description="seed of the images' order and of mixing; none: the run's seed")
+    order: Literal["auto", "full", "groups"] = Field(
+        "auto", description="full: any order; groups: shards or row groups in random order, shuffled in windows"
+    )
+    draft: bool = Field(
+        True, description="streaming: decode large JPEGs at the smallest scale that the view needs, which is faster"
     )
     workers: NonNegative | None = Field(None, description="worker processes of the streaming loader; none: one a core")
     on_error: Literal["stop", "skip"] = Field(
@@ -87,12 +102,35 @@ class TeacherConfig(NetworkConfig):
     std: Deviations | None = Field(None, description="its own input deviation; none: from its card, or the data's")
     size: Positive | None = Field(None, description="its own input side; images are resized; none: the student's")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: the run's precision")
+    fold: bool = Field(
+        True, description="in fp32: batch norms put into the convolutions before them; faster, the same outputs"
+    )
+    compile: Literal["auto"] | bool = Field("auto", description="auto: as the run's compile")
+    store: str | None = Field(
+        None, description="a folder of this teacher's outputs (`potstill store build`), read in place of its pass"
+    )
     others: tuple[str, ...] = Field(
         (), description="folders of further teachers' runs, whose logits dgkd reads beside this one's"
     )
     class_means: Literal["augmented", "clean"] = Field(
         "augmented", description="what a method's class means are collected on: training views, or images as evaluated"
     )
+
+
+class StoreConfig(Section):
+    """What a teacher's store holds where this recipe makes it, and what happens where it lacks something."""
+
+    dtype: Literal["fp16", "bf16", "fp32"] | None = Field(
+        None, description="of the stored numbers; none: fp16 for a new store, whatever one has that is there"
+    )
+    top: Positive | None = Field(
+        None, description="keep so many of the largest logits, and the rest as one number; none: all of them"
+    )
+    keep: tuple[Literal["logits", "embedding", "maps", "preacts", "blocks", "peers"], ...] | None = Field(
+        None, description="what a record holds; none: the logits and the embedding, as far as the objective reads them"
+    )
+    fill: bool = Field(False, description="make the store while training: the live teacher computes what is not there")
+    live: bool = Field(False, description="ask the live teacher for outputs that the store does not hold (maps)")
 
 
 class OptimizerConfig(Section):
@@ -190,6 +228,11 @@ class Recipe(Section):
     data: DataConfig = DataConfig()
     student: NetworkConfig = NetworkConfig()
     teacher: TeacherConfig | None = None
+    store: StoreConfig = StoreConfig()
+    students: tuple[dict[str, Any], ...] = Field(
+        (), description="several students of this teacher side by side, each what differs from this recipe: model, "
+        "seed, objective ..."
+    )  # fmt: skip
     objective: dict[str, float | dict[str, Any]] = Field(
         {}, description="weights of methods by name; none: ce + 25 pefd(3 projectors) with a teacher, ce without"
     )
@@ -203,15 +246,31 @@ class Recipe(Section):
     ema: Annotated[float, Field(gt=0.0, lt=1.0)] | None = Field(
         None, description="decay of an average of the student's weights; the average is what is evaluated and shipped"
     )
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="auto: bf16 where the processor computes in it, else fp32; losses are in fp32 always"
+    )
     channels_last: bool = True
-    compile: bool = False
+    compile: Literal["auto"] | bool = Field(
+        "auto", description="torch.compile for student and teacher; auto: on a GPU, for runs that are long enough"
+    )
+    graph: Literal["auto"] | bool = Field(
+        "auto", description="a step as one CUDA graph; auto: on a GPU with images that are held there"
+    )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     seed: Seed = 0
     control: bool = Field(False, description="distill: also train the same student without the teacher, and compare")
     run: str | None = Field(None, description="the run's folder; none: runs/ and a name made of the recipe")
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
+
+    @model_validator(mode="after")
+    def _a_store_has_a_place(self) -> Self:
+        if self.teacher is None or self.teacher.store is None:
+            own = {name: value for name, value in self.store if value != StoreConfig.model_fields[name].default}
+            if own:
+                said = ", ".join(f"store.{name}" for name in own)
+                raise ValueError(f"{said} does nothing without a store: name its folder, teacher.store=FOLDER.")
+        return self
 
     @field_validator("objective", mode="before")
     @classmethod

@@ -30,6 +30,8 @@ _READ_BY = {
     "data.scale": ("crop", ("resized",)),
     "data.ratio": ("crop", ("resized",)),
     "data.workers": ("loader", ("streaming",)),
+    "data.order": ("loader", ("streaming",)),
+    "data.draft": ("loader", ("streaming",)),
     "procedure.stage_epochs": ("name", ("stagewise", "hint")),
     "procedure.pretrain_epochs": ("name", ("joint",)),
     "procedure.peers": ("name", ("mutual",)),

@@ -28,6 +28,24 @@ def test_normalise_is_the_formula():
     torch.testing.assert_close(Normalise(MEAN, STD)(pixels), expected.float(), rtol=1e-5, atol=1e-6)
 
 
+def test_large_and_small_batches_are_normalised_alike():
+    """From some size on a batch lies in memory of another kind."""
+    pixels = torch.randint(0, 256, (6, 300, 301, 3), dtype=torch.uint8)
+    normalise = Normalise(MEAN, STD)
+    together = normalise(pixels)
+    assert together.numel() > 1 << 20
+    assert torch.equal(together, torch.cat([normalise(pixels[n : n + 1]) for n in range(6)]))
+    assert together.data_ptr() % 64 == 0
+    assert together.is_contiguous(memory_format=torch.channels_last)
+    assert not together.requires_grad
+    padded = torch.cat([pixels, pixels[..., :1]], dim=3)
+    assert torch.equal(normalise(padded), together)
+
+
+def test_normalise_of_no_images():
+    assert Normalise(MEAN, STD)(torch.empty((0, 4, 5, 3), dtype=torch.uint8)).shape == (0, 3, 4, 5)
+
+
 def test_packed_views_of_a_repeated_and_unordered_index():
     images = torch.randint(0, 256, (5, 3, 4, 3), dtype=torch.uint8)
     index = torch.tensor([4, 0, 4, 2])

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from potstill.data import decode as module
-from potstill.data.decode import decode
+from potstill.data.decode import EncodedImage, decode, decoding
+from potstill.data.pixels import Cut
 from potstill.errors import DataError
 
 
@@ -123,25 +124,32 @@ def test_values_without_an_agreed_range(pixels, message):
         decode(file_of(Image.fromarray(pixels), "TIFF"), "x.tif")
 
 
+def as_stored(upright, number):
+    """What a camera stores for an EXIF orientation: the inverse of what a viewer has to do."""
+    turned = upright.transpose(1, 0, 2)
+    return np.ascontiguousarray(
+        {
+            1: upright,
+            2: upright[:, ::-1],
+            3: upright[::-1, ::-1],
+            4: upright[::-1],
+            5: turned,
+            6: turned[::-1],
+            7: turned[::-1, ::-1],
+            8: turned[:, ::-1],
+        }[number]
+    )
+
+
 @pytest.mark.parametrize("form", ["PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("number", range(1, 9))
 def test_exif_orientation_stands_the_image_upright(form, number):
     upright = gradient(4, 6)
-    # What a camera stores for each orientation: the inverse of what a viewer has to do.
-    stored = {
-        1: upright,
-        2: upright[:, ::-1],
-        3: upright[::-1, ::-1],
-        4: upright[::-1],
-        5: upright.transpose(1, 0, 2),
-        6: upright.transpose(1, 0, 2)[::-1],
-        7: upright.transpose(1, 0, 2)[::-1, ::-1],
-        8: upright.transpose(1, 0, 2)[:, ::-1],
-    }[number]
+    stored = as_stored(upright, number)
     exif = Image.Exif()
     exif[module.ORIENTATION] = number
     options = {"lossless": True} if form == "WEBP" else {}
-    data = file_of(Image.fromarray(np.ascontiguousarray(stored)), form, exif=exif, **options)
+    data = file_of(Image.fromarray(stored), form, exif=exif, **options)
     np.testing.assert_array_equal(decode(data, "x"), upright)
 
 
@@ -217,3 +225,119 @@ def test_a_header_that_promises_too_many_pixels(side):
 def test_postscript_is_not_read():
     with pytest.raises(DataError, match="it is none of JPEG"):
         decode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n", "x.eps")
+
+
+def jpeg(pixels, number=1, **options):
+    """A JPEG file with an EXIF orientation."""
+    exif = Image.Exif()
+    exif[module.ORIENTATION] = number
+    return file_of(Image.fromarray(pixels), "JPEG", quality=95, exif=exif, **options)
+
+
+@pytest.mark.parametrize("scale", [1, 2, 4, 8])
+@pytest.mark.parametrize("number", range(1, 9))
+@pytest.mark.parametrize(("height", "width"), [(203, 301), (96, 160)])
+def test_a_box_of_a_turned_photograph_is_the_same_at_every_scale(number, scale, height, width):
+    upright = gradient(height, width)  # a full pixel off is 1.2 of 255 in the rows
+    image = EncodedImage(jpeg(as_stored(upright, number), number), "x")
+    assert image.full == (height, width)
+    assert image.reducible
+    raster = image.raster(scale)
+    assert raster.pixels.size == (-(-width // scale), -(-height // scale))
+    box = (11, 13, height - 15, width - 24)
+    cut = Cut(box, (10, 10), (0, 0), (10, 10))
+    expected = cut.pixels(EncodedImage(file_of(Image.fromarray(upright)), "x").raster()).numpy().astype(float)
+    off = cut.pixels(raster).numpy() - expected
+    assert np.abs(off).max() <= 2.5
+    assert np.abs(off.mean(axis=(0, 1))).max() < 0.6  # a systematic shift of half a full pixel would be more
+
+
+def test_a_reduced_photograph_begins_at_a_corner_of_the_file():
+    """11 pixels at 1/8 are two, of 8 and of 3; turned upright, the one of 3 is the first."""
+    for number, top, left in ((1, 0, 0), (2, 0, 3), (3, 5, 3), (4, 5, 0), (5, 0, 0), (6, 0, 3), (7, 5, 3), (8, 5, 0)):
+        raster = EncodedImage(jpeg(as_stored(gradient(11, 13), number), number), "x").raster(8)
+        assert (raster.top, raster.left) == (top, left)
+
+
+def test_one_image_may_be_decoded_at_several_scales():
+    image = EncodedImage(jpeg(gradient(64, 80)), "x")
+    sizes = [image.raster(scale).pixels.size for scale in (1, 4, 1, 8, 2)]
+    assert sizes == [(80, 64), (20, 16), (80, 64), (10, 8), (40, 32)]
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_grey_and_cmyk_photographs_at_a_smaller_scale(mode):
+    colour = Image.fromarray(gradient(64, 80)).convert(mode)
+    small = EncodedImage(file_of(colour, "JPEG", quality=95), "x").raster(4).pixels
+    assert small.mode == "RGB"
+    assert small.size == (20, 16)
+    whole = np.asarray(colour.convert("RGB"), np.float32).reshape(16, 4, 20, 4, 3).mean(axis=(1, 3))
+    assert np.abs(np.asarray(small) - whole).max() < 8
+    assert np.abs(np.asarray(small) - whole).mean() < 1.5
+
+
+@pytest.mark.parametrize(
+    "options", [{"progressive": True}, {"subsampling": 2}, {"subsampling": 0, "restart_marker_rows": 1}]
+)
+def test_every_kind_of_jpeg_can_be_reduced(options):
+    pixels = gradient(123, 77)
+    small = np.asarray(EncodedImage(jpeg(pixels, **options), "x").raster(2).pixels, np.float32)
+    assert small.shape == (62, 39, 3)
+    assert np.abs(small[:61, :38] - pixels[:122, :76].reshape(61, 2, 38, 2, 3).mean(axis=(1, 3))).max() < 6
+
+
+def test_a_camera_file_of_several_pictures_at_a_smaller_scale():
+    first, second = (Image.fromarray(np.full((16, 24), value, np.uint8)) for value in (40, 90))
+    image = EncodedImage(file_of(first, "MPO", save_all=True, append_images=[second]), "x")
+    small = np.asarray(image.raster(8).pixels)
+    assert small.shape == (2, 3, 3)
+    np.testing.assert_allclose(small, 40, atol=1)
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP", "TIFF"])
+def test_other_formats_have_one_scale(form):
+    image = EncodedImage(file_of(Image.fromarray(gradient(64, 64)), form), "cat 7")
+    assert not image.reducible
+    with pytest.raises(DataError, match=r"^cat 7 cannot be decoded at 1/2 of its size; a JPEG can"):
+        image.raster(2)
+    with pytest.raises(DataError, match="1/3"):
+        EncodedImage(jpeg(gradient(64, 64)), "x").raster(3)
+
+
+def test_a_photograph_smaller_than_the_scale_is_refused():
+    with pytest.raises(DataError, match="decodes x at another scale than 1/8"):
+        EncodedImage(jpeg(gradient(5, 5)), "x").raster(8)
+
+
+@pytest.mark.parametrize("scale", [1, 8])
+def test_truncated_photographs_open_and_are_named_when_they_are_decoded(scale):
+    noise = np.random.default_rng(0).integers(0, 255, (400, 400, 3), dtype=np.uint8)
+    data = file_of(Image.fromarray(noise), "JPEG")
+    image = EncodedImage(data[: len(data) // 2], "cat 7")
+    assert image.full == (400, 400)
+    with pytest.raises(DataError, match=r"^Cannot read the image cat 7: image file is truncated"):
+        image.raster(scale)
+
+
+def test_only_the_header_of_a_photograph_is_read_to_know_its_size(monkeypatch):
+    data = jpeg(gradient(20, 30), 6)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("decoded"))
+    assert EncodedImage(data, "x").full == (30, 20)
+
+
+def test_a_file_too_large_to_be_one_image_is_not_read(tmp_path, monkeypatch):
+    path = tmp_path / "x.jpg"
+    path.write_bytes(jpeg(gradient(16, 16)))
+    monkeypatch.setattr(module, "MAX_BYTES", 100)
+    with pytest.raises(DataError, match=r"^x has [0-9]+ bytes, more than the 100 that one image file may have"):
+        decode(path, "x")
+
+
+def test_what_the_pixels_depend_on_is_told(monkeypatch):
+    assert decoding(draft=True) == f"{decoding(draft=False)}, draft"
+    before = decoding(draft=False)
+    assert f"pillow {Image.__version__}, libjpeg" in before
+    assert "+" not in before
+    monkeypatch.setattr("PIL.__version__", "99.0")
+    assert decoding(draft=False).startswith("pillow 99.0, ")
+    assert decoding(draft=False) != before

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -83,6 +84,12 @@ def test_without_a_validation_set_a_stratified_one_said_out_loud(tmp_path):
         "The data bring no validation set: 4 of 20 images are kept for it, chosen by class with seed 4."
     )
     assert open_data("folder", tmp_path, val_fraction=0.2, seed=4).val.identity == split.val.identity
+
+
+def test_encoded_images_are_files(animals):
+    source = FolderSource(animals)
+    assert source.encoded(1) == Path(source.describe(1))
+    assert Subset(source, [1]).encoded(0).is_file()
 
 
 @pytest.mark.parametrize("part", ["val", "valid", "validation", "test", "Val"])
@@ -187,7 +194,7 @@ class TestRefused:
 
     def test_columns(self, animals):
         self.check(animals, "data.image_column='x' is for Parquet files", image_column="x")
-        self.check(animals, "data.label_column='x' is for Parquet files and CIFAR", label_column="x")
+        self.check(animals, "data.label_column='x' is for Parquet files, tar shards and CIFAR", label_column="x")
 
 
 class TestLinks:

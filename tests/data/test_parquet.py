@@ -14,8 +14,11 @@ from PIL import Image
 
 from potstill.data import parquet as module
 from potstill.data.cifar import CIFAR
+from potstill.data.groups import choose_order
 from potstill.data.open import open_data
+from potstill.data.order import Plan
 from potstill.data.parquet import ParquetSource
+from potstill.data.source import Subset
 from potstill.errors import DataError
 
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -70,6 +73,8 @@ class TestColumns:
         assert source.classes == ("cat", "dog")
         assert source.fixed_size == (4, 4)
         assert source.describe(2) == f"row 2 of {path}"
+        assert source.encoded(2) == png(3)
+        assert Subset(source, [3, 2]).encoded(1) == png(3)
         assert source.columns.note == ""
 
     @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
@@ -243,19 +248,70 @@ class TestReading:
     def test_row_groups(self, tmp_path):
         path = plain(tmp_path / "a.parquet", values=range(50), labels=[0, 1] * 25, row_group_size=7)
         source = read(path)
-        assert len(source.groups) == 8
+        assert source.groups.tolist() == [0, 7, 14, 21, 28, 35, 42, 49, 50]
         order = np.random.default_rng(0).permutation(50)
         assert [int(source.image(int(index))[0, 0, 0]) for index in order] == order.tolist()
 
-    def test_old_row_groups_make_room(self, tmp_path, monkeypatch, caplog):
+    def test_old_row_groups_make_room(self, tmp_path, monkeypatch):
         monkeypatch.setattr(module, "CACHE", 2000)
         path = plain(tmp_path / "a.parquet", values=range(100), labels=[0, 1] * 50, row_group_size=10)
-        with caplog.at_level(logging.WARNING):
-            source = read(path)
-        assert "in random order many images cost the reading of a row group" in caplog.text
+        source = read(path)
         assert values_of(source) == list(range(100))
         assert 0 < source._held <= 2000
         assert source._held == sum(part.nbytes for part in source._cache.values())
+
+    def test_a_set_larger_than_what_is_kept_is_read_by_groups(self, tmp_path, monkeypatch, caplog):
+        path = plain(tmp_path / "a.parquet", values=range(200), labels=[0, 1] * 100, row_group_size=5)
+        assert choose_order(read(path)) is None
+        monkeypatch.setattr(module, "CACHE", 10_000)
+        source = read(path)
+        assert 40 < source.held < 140
+        groups = choose_order(source)
+        assert groups.bounds.tolist() == list(range(0, 201, 5))
+        assert groups.streams * (groups.window + 2 * 5) <= source.held
+        with caplog.at_level(logging.WARNING):
+            assert choose_order(source, "full") is None
+        assert "where most images cost a request or the reading of a whole row group" in caplog.text
+
+    def test_each_process_reads_only_its_row_groups_and_each_of_them_once(self, tmp_path, monkeypatch):
+        """Two processes that keep a tenth of the data; the full order would read a row group for most images."""
+        count, rows, batch_size = 1600, 5, 32
+        paths = [
+            plain(tmp_path / f"{n}.parquet", values=[n] * 400, labels=[0, 1] * 200, row_group_size=rows)
+            for n in range(4)
+        ]
+        whole = ParquetSource(paths, name="whole")
+        total = sum(
+            pq.ParquetFile(path).metadata.row_group(group).total_byte_size for path in paths for group in range(80)
+        )
+        monkeypatch.setattr(module, "CACHE", total // 8)
+
+        def reads(groups, rank):
+            source = pickle.loads(pickle.dumps(ParquetSource(paths, name="whole")))  # nothing in its cache yet
+            found = []
+            original = source._read
+            monkeypatch.setattr(
+                source,
+                "_read",
+                lambda number, group, column: found.append((number, *group)) or original(number, group, column),
+            )
+            plan = Plan(count, batch_size, 0, True, rank=rank, world=2, groups=groups)
+            for k in range(plan.steps):
+                for index, _ in plan.step(3, k):
+                    for one in index.tolist():
+                        source.encoded(one)
+            return found
+
+        groups = choose_order(ParquetSource(paths, name="whole"))
+        assert groups.streams == 8
+        assert groups.length == len(whole)
+        first, second = reads(groups, 0), reads(groups, 1)
+        for found in (first, second):
+            assert len(found) == len(set(found))
+            assert len(found) <= 320 // 2 + groups.streams
+        assert len(set(first) | set(second)) == 320
+        assert len(set(first) & set(second)) <= 1  # where the cut between their streams falls into a group
+        assert len(reads(None, 0)) > 500
 
     def test_many_threads_read_the_same(self, tmp_path, monkeypatch):
         monkeypatch.setattr(module, "CACHE", 2000)

@@ -1,12 +1,20 @@
+import copy
+
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from potstill.batch import Batch
 from potstill.errors import NetworkError, RunError
-from potstill.networks.tap import tap
+from potstill.methods.base import Setting
+from potstill.methods.objective import Objective
+from potstill.networks.build import build_network
+from potstill.networks.fold import fold_batchnorms
+from potstill.networks.tap import Taps, tap
 from potstill.networks.teacher import Teacher, fingerprint
+from potstill.training.step import TrainingStep
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 OTHER_MEAN, OTHER_STD = (0.1, 0.2, 0.6), (0.5, 0.5, 0.25)
@@ -78,6 +86,19 @@ def test_a_change_is_found():
         teacher.verify()
 
 
+def test_a_change_of_the_copy_that_ran_is_found():
+    teacher = make()
+    assert teacher.running is not teacher.network
+    with torch.no_grad():
+        teacher.running.network.conv1[0].bias[0] += 1e-6
+    teacher.network.network.load_state_dict(network().state_dict())  # the same state: no change
+    with pytest.raises(RunError, match="the copy of the teacher that ran has changed during the run"):
+        teacher.verify()
+    both = make(others=[make(), teacher])
+    with pytest.raises(RunError, match="the copy of the teacher that ran has changed during the run"):
+        both.verify()
+
+
 def test_images_are_renormalised_for_it():
     teacher = make(student_mean=OTHER_MEAN, student_std=OTHER_STD)
     raw = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
@@ -136,8 +157,183 @@ def test_fingerprints_tell_states_apart():
         ({"std": (0.2, 0.0, 0.3)}, "a standard deviation must be positive"),
         ({"mean": (0.5,)}, "mean and std need one number a channel each, of both networks: mean has 1, std has 3"),
         ({"precision": torch.float64}, "a teacher runs in one of .*, not in torch.float64"),
+        ({"chunk": 0}, "a teacher is asked to run 0 images at a time; expected 1 or more, or None"),
     ],
 )
 def test_what_a_teacher_cannot_be(changes, message):
     with pytest.raises(NetworkError, match=message):
         make(**changes)
+
+
+EVERYTHING = {"maps": True, "preacts": True, "blocks": True}
+
+
+def zoo(name, seed=0):
+    """A network of the CIFAR zoo whose batch norms have seen images."""
+    torch.manual_seed(seed)
+    tapped = build_network(name, classes=10, input_size=(3, 32, 32)).train()
+    with torch.no_grad():
+        for _ in range(5):
+            tapped(torch.randn(32, 3, 32, 32))
+    return tapped.eval()
+
+
+def tensors(features):
+    return [features.logits, features.embedding, *features.maps, *features.preacts, *features.blocks, *features.peers]
+
+
+def off(features, expected):
+    """The largest difference of any feature, relative to the feature's largest entry."""
+    pairs = zip(tensors(features), tensors(expected), strict=True)
+    return max(float((a.float() - b.float()).abs().max() / b.float().abs().max()) for a, b in pairs)
+
+
+NAMES = ["resnet20", "resnet8x4", "wrn_16_2", "vgg8", "MobileNetV2", "ShuffleV1", "ShuffleV2"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_folded_copy_shows_the_same_features(name):
+    plain = Teacher(zoo(name), **SAME, fold=False)
+    folded = Teacher(zoo(name), **SAME)
+    assert plain.running is plain.network
+    assert not plain.folds.folded
+    assert folded.folds.folded
+    for reads in ({}, EVERYTHING):
+        assert off(folded(images(), **reads), plain(images(), **reads)) < 1e-5
+    assert folded.identity == plain.identity
+    folded.verify()
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_half_precision_runs_the_network_as_it_is(precision):
+    plain = Teacher(zoo("resnet8"), **SAME, precision=precision, fold=False)
+    teacher = Teacher(zoo("resnet8"), **SAME, precision=precision)
+    assert teacher.running is teacher.network
+    assert teacher.folds.folded == {}
+    assert torch.equal(teacher(images()).logits, plain(images()).logits)
+
+
+def test_why_nothing_is_folded_in_half_precision():
+    """Autocast rounds a folded bias, and a mean over pixels keeps that error; those of single pixels it evens out."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)]
+    exact = nn.Sequential(*layers).eval()
+    with torch.no_grad():  # weights that are the same in bfloat16, folded or not, so that only the biases differ
+        exact[0].weight.copy_(exact[0].weight.bfloat16())
+        exact[1].running_var.fill_(1 - exact[1].eps)
+        exact[1].running_mean.uniform_(-3, 3)
+    folded = tap(copy.deepcopy(exact), input_size=(3, 32, 32))
+    assert fold_batchnorms(folded).folded == {"1": "0"}
+    x, off_by = images().bfloat16().float(), {}
+    with torch.no_grad():
+        expected = exact[:2](x).mean((2, 3))
+        for name, runs in {"plain": exact, "folded": folded.network}.items():
+            with torch.autocast("cpu", torch.bfloat16):
+                means = runs[:2](x).float().mean((2, 3))
+            off_by[name] = float((means - expected).square().mean().sqrt())
+    assert off_by["folded"] > 3 * off_by["plain"], off_by
+
+
+def test_the_network_itself_is_left_alone():
+    given = zoo("resnet8x4")
+    before = copy.deepcopy(given.network)
+    teacher = Teacher(given, **SAME)
+    teacher(images(), preacts=True)
+    assert teacher.network is given
+    assert str(given.network) == str(before)
+    state = before.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in given.network.state_dict().items())
+    # What nothing is folded into is held once.
+    mine, runs = dict(given.network.named_parameters()), dict(teacher.running.network.named_parameters())
+    assert runs["fc.weight"] is mine["fc.weight"]
+    assert {name for name in mine if name in runs and runs[name] is mine[name]} == {"fc.weight", "fc.bias"}
+    assert not any(p.requires_grad for p in runs.values())
+    weight, _ = teacher.network.classifier()
+    assert weight.data_ptr() == mine["fc.weight"].data_ptr()
+    assert teacher.network.norms()[0] is not None
+
+
+def test_a_network_with_nothing_to_fold_is_not_copied():
+    network = timm.create_model("test_vit", num_classes=5)
+    teacher = Teacher(tap(network, input_size=(3, 160, 160)), **SAME)
+    assert teacher.running is teacher.network
+    teacher.verify()
+
+
+class Uncopied(nn.BatchNorm2d):
+    def __deepcopy__(self, memo):
+        raise TypeError("there is one of me")
+
+
+def test_a_network_that_cannot_be_copied_is_said():
+    layers = [nn.Conv2d(3, 4, 3), Uncopied(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)]
+    tapped = tap(nn.Sequential(*layers), input_size=(3, 32, 32))
+    with pytest.raises(NetworkError, match=r"Sequential cannot be copied .*there is one of me.*; give fold=False"):
+        Teacher(tapped, **SAME)
+    assert Teacher(tapped, **SAME, fold=False)(images()).logits.shape == (4, 5)
+
+
+def test_a_tap_on_a_convolution_shows_what_the_convolution_returns():
+    layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    bare = nn.Sequential(*layers, nn.Linear(4, 5)).eval()
+    nn.init.uniform_(bare[1].weight, 2, 3)
+    teacher = Teacher(tap(bare, Taps(maps=("0",)), input_size=(3, 32, 32)), **SAME)
+    torch.testing.assert_close(teacher(images(), maps=True).maps[0], bare[0](images()).detach())
+    assert teacher.folds.kept == {"1": "it does not read a plain convolution or linear layer without hooks"}
+
+
+def curve(fold):
+    """The losses of ten steps of a student, and its weights then."""
+    teacher = Teacher(zoo("resnet8x4", seed=1), **SAME, fold=fold)
+    torch.manual_seed(2)
+    student = build_network("resnet8", classes=10, input_size=(3, 32, 32))
+    objective = Objective(Setting(student.spec, teacher.spec), {"ce": 1, "kd": 1, "pefd": 25})
+    step = TrainingStep(student, objective).train()
+    optimizer = torch.optim.SGD(step.parameters(), lr=0.05, momentum=0.9)
+    losses = []
+    for index in range(10):
+        generator = torch.Generator().manual_seed(index)
+        targets = torch.randint(10, (16,), generator=generator)
+        numbers = torch.arange(16)
+        batch = Batch(torch.randn(16, 3, 32, 32, generator=generator), targets, numbers, torch.zeros_like(numbers))
+        seen = teacher.features(batch, **objective.needs.on_demand("teacher"))
+        terms, _ = step(batch, seen)
+        optimizer.zero_grad()
+        terms["total"].backward()
+        optimizer.step()
+        losses.append(terms["total"].detach())
+    teacher.verify()
+    return torch.stack(losses)
+
+
+def test_a_student_learns_the_same_from_the_folded_copy():
+    losses = curve(fold=True)
+    assert losses[-1] < losses[0]
+    torch.testing.assert_close(losses, curve(fold=False), rtol=1e-5, atol=0)
+
+
+def test_chunks_of_a_batch_show_the_same():
+    whole, chunked = make(), make(chunk=3, others=[make()])
+    x = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(4))
+    expected, features = whole(x, **EVERYTHING), chunked(x, **EVERYTHING)
+    for one, other in zip(tensors(features), [*tensors(expected), expected.logits], strict=True):
+        assert one.shape == other.shape
+        torch.testing.assert_close(one, other)
+    assert features.maps[0].is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(chunked(x[:2]).logits, expected.logits[:2])
+
+
+@pytest.mark.slow
+def test_the_compiled_copy_shows_the_same():
+    plain, compiled = Teacher(zoo("resnet8"), **SAME), Teacher(zoo("resnet8"), **SAME, compile=True)
+    assert compiled.folds.folded
+    for reads in ({}, {"maps": True}, EVERYTHING, {}):
+        assert off(compiled(images(), **reads), plain(images(), **reads)) < 1e-5
+    compiled.verify()
+
+
+def test_what_is_said_of_its_input():
+    teacher = make(student_mean=OTHER_MEAN, input_size=(16, 24))
+    rows = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3], "student_mean": [0.1, 0.2, 0.6], "size": [16, 24]}
+    assert teacher.input() == rows | {"student_std": [0.2, 0.25, 0.3]}
+    assert make().input()["size"] is None

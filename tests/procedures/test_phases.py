@@ -23,7 +23,7 @@ from potstill.training.checkpoints import Checkpoints
 # 179 of the digits to learn from, three steps an epoch; every state is kept.
 TINY = (
     "data.source=digits", "data.val_fraction=0.9", "data.size=16", "student.model=resnet8", "device=cpu",
-    "schedule.name=constant", "log.every=1", "checkpoint.keep=50",
+    "schedule.name=constant", "log.every=1", "checkpoint.keep=50", "precision=fp32",
 )  # fmt: skip
 
 

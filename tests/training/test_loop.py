@@ -23,6 +23,7 @@ from potstill.training.interrupts import Interrupt
 from potstill.training.loop import Loop
 from potstill.training.optimizers import make_optimizer
 from potstill.training.reporting import Silent
+from potstill.training.schedules import Schedule
 from potstill.training.settings import NonFiniteLoss, Settings
 from potstill.training.step import TrainingStep
 
@@ -187,3 +188,20 @@ def test_an_objective_without_logits_trains_no_classifier(tmp_path: Path) -> Non
     before = classifier.detach().clone()
     loop.run()
     assert torch.equal(classifier, before)
+
+
+def test_its_parts_make_up_the_time_of_a_row(tmp_path: Path) -> None:
+    loop, listener = make_loop(tmp_path, log_every=2)
+    loop.run()
+    for row in listener.rows[1:]:  # the first one's begins before the loop does
+        assert sum(row["ms"].values()) == pytest.approx(1000 / row["steps_per_second"], rel=0.02)
+    assert {"data", "teacher", "forward", "backward", "optimizer"} <= set(listener.rows[1]["ms"])
+    assert sum(loop.clock.totals().values()) == pytest.approx(loop.clock.wall, rel=1e-6)
+
+
+def test_the_rate_of_a_row_is_that_of_its_step(tmp_path: Path) -> None:
+    schedule = Schedule("step", drops=(0.5,))
+    loop, listener = make_loop(tmp_path, schedule=schedule, lr=0.1)
+    loop.run()
+    assert [row["lr"] for row in listener.rows] == pytest.approx([0.1] * 4 + [0.01] * 4)
+    assert [row["lr"] for row in listener.epochs] == pytest.approx([0.1, 0.01])

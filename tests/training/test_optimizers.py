@@ -7,7 +7,7 @@ from potstill.methods import PEFD, Setting
 from potstill.methods.objective import Objective
 from potstill.networks.features import FeatureSpec
 from potstill.projectors import ProjectorEnsemble
-from potstill.training.optimizers import make_optimizer
+from potstill.training.optimizers import make_optimizer, set_rate
 
 
 def test_one_decay_for_everything_by_default() -> None:
@@ -49,3 +49,52 @@ def test_what_methods_train_of_their_own_can_have_its_own_rate_and_decay(monkeyp
     monkeypatch.setattr(PEFD, "decays", False)
     spared = make_optimizer([student, objective], helper_weight_decay=1e-2)
     assert [(len(g["params"]), g["weight_decay"]) for g in spared.param_groups] == [(2, 5e-4), (2, 0.0)]
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_for_a_recording_each_group_has_a_rate_of_its_own_on_the_device(name: str) -> None:
+    student, objective = (
+        nn.Linear(2, 2),
+        Objective(Setting(FeatureSpec(2, 4), FeatureSpec(2, 8)), {"ce": 1, "pefd": 25}),
+    )
+    optimizer = make_optimizer([student, objective], name=name, lr=0.1, helper_lr=2.0, recorded=True)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    assert [(rate.dtype, rate.item()) for rate in rates] == [(torch.float32, pytest.approx(x)) for x in (0.1, 0.2)]
+    assert all(group["fused"] for group in optimizer.param_groups)
+    set_rate(optimizer, 0.5)
+    assert [group["lr"] for group in optimizer.param_groups] == rates  # the same tensors
+    assert [rate.item() for rate in rates] == [0.5, 1.0]
+
+
+def test_a_rate_is_a_number_elsewhere() -> None:
+    optimizer = make_optimizer([nn.Linear(2, 2)], lr=0.1)
+    set_rate(optimizer, 0.5)
+    assert optimizer.param_groups[0]["lr"] == 0.5
+    assert not isinstance(optimizer.param_groups[0]["lr"], torch.Tensor)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_the_step_reads_the_rate_that_the_tensor_holds(name: str) -> None:
+    """The rule of both, once with numbers and once with tensors."""
+    torch.manual_seed(0)
+    layers = nn.Linear(3, 3), nn.Linear(3, 3)
+    layers[1].load_state_dict(layers[0].state_dict())
+    plain, recorded = (
+        make_optimizer([layer], name=name, recorded=flag) for layer, flag in zip(layers, (False, True), strict=True)
+    )
+    for rate in (0.5, 0.1, 0.02):
+        for layer, optimizer in zip(layers, (plain, recorded), strict=True):
+            set_rate(optimizer, rate)
+            layer(torch.ones(2, 3)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    torch.testing.assert_close(layers[0].weight, layers[1].weight, rtol=1e-5, atol=1e-6)
+
+
+def test_a_loaded_state_leaves_the_rates_where_the_parameters_are() -> None:
+    optimizer = make_optimizer([nn.Linear(2, 2)], lr=0.1, recorded=True)
+    state = optimizer.state_dict()
+    state["param_groups"][0]["lr"] = torch.tensor(0.3, dtype=torch.float64)
+    optimizer.load_state_dict(state)
+    (group,) = optimizer.param_groups
+    assert (group["lr"].dtype, group["lr"].item()) == (torch.float32, pytest.approx(0.3))

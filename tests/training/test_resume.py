@@ -167,7 +167,8 @@ class Progress:
 
 def losses(path: Path) -> list[tuple[int, list[float]]]:
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return [(row["step"], [value for key, value in row.items() if not key.endswith("per_second")]) for row in rows]
+    times = {"steps_per_second", "ms"}
+    return [(row["step"], [value for key, value in row.items() if key not in times]) for row in rows]
 
 
 def numbers(path: Path) -> list[list[str]]:

@@ -39,7 +39,7 @@ DistributedDataParallel.__init__ = noting
 
 RECIPE = [
     "data.source=digits", "data.size=8", "epochs=1", "batch_size=60", "optimizer.lr=0.05", "log.every=1",
-    "data.flip=true", "device=cpu", "log.shares=10",
+    "data.flip=true", "device=cpu", "log.shares=10", "precision=fp32",
 ]  # fmt: skip
 TEACHER = ["teacher.model=own:plain", "teacher.args={width: 16}", "teacher.weights=t.safetensors"]
 

@@ -6,6 +6,7 @@ import typer
 
 from potstill.cli.errors import Commands
 from potstill.cli.showing import config, methods, models, taps
+from potstill.cli.store import store
 from potstill.cli.training import demo, distill, train
 from potstill.cli.using import analyze, evaluate, export
 
@@ -78,6 +79,7 @@ app.command(
         "potstill export runs/small", "potstill export runs/small --format onnx --format torch --out build",
     )
 )(export)  # fmt: skip
+app.add_typer(store, name="store")
 app.command(epilog=_examples("potstill methods", "potstill methods pefd"))(methods)
 app.command(epilog=_examples("potstill models", "potstill models 'cifar/*'", "potstill models '*convnext*' --json"))(
     models

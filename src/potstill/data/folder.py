@@ -81,11 +81,15 @@ class FolderSource(Source):
 
     def image(self, index: int) -> np.ndarray:
         """One image, ``(H, W, 3)`` uint8."""
-        return decode(self.path / self._files[index], self.describe(index))
+        return decode(self.encoded(index), self.describe(index))
+
+    def encoded(self, index: int) -> Path:
+        """The file's path."""
+        return self.path / self._files[index]
 
     def describe(self, index: int) -> str:
-        """The file's path."""
-        return str(self.path / self._files[index])
+        """The file's path, as text."""
+        return str(self.encoded(index))
 
 
 def by_class(

@@ -3,18 +3,22 @@
 from dataclasses import replace
 from pathlib import Path
 
-from potstill.data.cifar import CIFAR, cifar, find_cifar, statistics_of
+from potstill.data.cifar import CIFAR, cifar, statistics_of
+from potstill.data.class_names import read_class_names
 from potstill.data.digits import digits
 from potstill.data.folder import FolderSource, find_parts
 from potstill.data.parquet import ParquetSource
-from potstill.data.shards import find_shards
+from potstill.data.recognise import recognise
+from potstill.data.shards import find_shards, root_of
 from potstill.data.source import Source, Split, Subset, subset
 from potstill.data.splits import stratified
+from potstill.data.tar import TarSource
 from potstill.errors import DataError, nearest
 
 __all__ = ["SOURCES", "open_data"]
 
-SOURCES = ("auto", "digits", "cifar10", "cifar100", "folder", "parquet")
+SOURCES = ("auto", "digits", "cifar10", "cifar100", "folder", "parquet", "tar")
+READERS = ("parquet", "tar")
 
 
 def open_data(
@@ -34,13 +38,16 @@ def open_data(
 
     Args:
         source: what the data are. ``"auto"`` looks: no path is the digits, a folder with CIFAR's pickles is CIFAR, a
-            Parquet file or a folder with such is Parquet, every other folder one of images.
-        path: file or folder. CIFAR may lie there as pickles or as Parquet.
+            Parquet file or tar shard, or a folder with such, is just that, every other folder one of images.
+        path: file or folder; of Parquet and tar shards also an address that fsspec knows (``s3://bucket/folder``),
+            braces and wildcards (``train-{000..146}.tar``, ``{train,val}-*.tar``). CIFAR may lie there as pickles or as
+            Parquet.
         val_fraction: the part kept for validation where the data bring none; None is 0.2 of the digits and 0.1 of
             everything else; 0 keeps none.
         seed: of that choice.
         image_column: the image column of a Parquet file, where it is not to be found.
-        label_column: the label column of a Parquet file; ``"coarse_label"`` takes CIFAR-100's 20 groups.
+        label_column: the label column of a Parquet file; ``"coarse_label"`` takes CIFAR-100's 20 groups. Of tar shards,
+            the field of ``KEY.json`` that holds the label.
         size: height and width of the digits, 16 by default. Other sources give their images as they are; what loads
             them brings them to a size.
 
@@ -59,26 +66,27 @@ def open_data(
         )
     if val_fraction is not None and not 0 <= val_fraction < 1:
         raise DataError(f"val_fraction must be at least 0 and below 1, got {val_fraction}.")
-    place = None if path is None else Path(path)
-    kind = recognise(source, place)
+    kind = recognise(source, path)
     if kind != "parquet" and image_column is not None:
         raise DataError(f"data.image_column={image_column!r} is for Parquet files, but the data are {kind}.")
     if kind in ("digits", "folder") and label_column is not None:
-        raise DataError(f"data.label_column={label_column!r} is for Parquet files and CIFAR, but the data are {kind}.")
-    if place is None:  # only the digits need none
+        raise DataError(
+            f"data.label_column={label_column!r} is for Parquet files, tar shards and CIFAR, but the data are {kind}."
+        )
+    if path is None:  # only the digits need none
         return digits(16 if size is None else size, 0.2 if val_fraction is None else val_fraction, seed)
     fraction = 0.1 if val_fraction is None else val_fraction
     if kind in CIFAR:
-        split = cifar(kind, place, label_column)
-    elif kind == "parquet":
-        split = open_parquet(place, fraction, seed, image_column, label_column)
+        split = cifar(kind, Path(path), label_column)
+    elif kind in READERS:
+        split = open_shards(kind, path, fraction, seed, image_column, label_column)
         if source in CIFAR and split.train.statistics != CIFAR[source].statistics:
             raise DataError(
-                f"{place} is not {source}: its {len(split.train.classes)} classes or its images' size are others. "
+                f"{path} is not {source}: its {len(split.train.classes)} classes or its images' size are others. "
                 "Set data.source=parquet to use it as it is."
             )
     else:
-        split = open_folder(place, fraction, seed)
+        split = open_folder(Path(path), fraction, seed)
     if val_fraction is not None and split.val is not None and not isinstance(split.val, Subset):
         return replace(
             split, note=f"{split.note} val_fraction={val_fraction} is for data without one and was not used."
@@ -86,52 +94,21 @@ def open_data(
     return split
 
 
-def recognise(source: str, path: Path | None) -> str:
-    """The reader to use: ``digits``, ``cifar10``, ``cifar100``, ``parquet`` or ``folder``."""
-    if source == "digits" or (source == "auto" and path is None):
-        if path is not None:
-            raise DataError(f"The digits come with scikit-learn and need no path, got {path}. Leave data.path out.")
-        return "digits"
-    if path is None:
-        raise DataError(f"The data source {source!r} needs data.path, the file or folder where the data are.")
-    if not path.exists():
-        raise DataError(f"There is no {path}; data.path must be an existing file or folder.")
-    if source == "parquet":
-        return "parquet"
-    if path.is_file() and (source == "folder" or path.suffix.lower() != ".parquet"):
-        raise DataError(
-            f"{path} is a file, which the data source {source!r} cannot read. Give a folder or, for Parquet, a "
-            ".parquet file; an archive must be unpacked first."
-        )
-    if source == "folder":
-        return "folder"
-    # Not the whole tree: a split's folder in a configuration's folder is as deep as shards lie.
-    is_parquet = path.is_file() or any(any(path.glob(depth)) for depth in ("*.parquet", "*/*.parquet", "*/*/*.parquet"))
-    found = find_cifar(path)
-    if source in CIFAR:
-        if source not in found and not is_parquet:
-            raise DataError(
-                f"{path} holds no {source}: neither {CIFAR[source].folder} with its pickles nor a Parquet file."
-            )
-        return source if source in found else "parquet"
-    if is_parquet:
-        return "parquet"
-    if len(found) > 1:
-        raise DataError(f"{path} holds {' and '.join(found)}. Name one with data.source.")
-    return next(iter(found), "folder")
+def open_shards(
+    kind: str, path: str | Path, fraction: float, seed: int, image_column: str | None, label_column: str | None
+) -> Split:
+    """The splits of Parquet files or tar shards."""
+    shards = find_shards(path, f".{kind}")
 
-
-def open_parquet(path: Path, fraction: float, seed: int, image_column: str | None, label_column: str | None) -> Split:
-    """The splits of a Parquet file or folder."""
-    shards = find_shards(path)
-
-    def read(part: str, classes: tuple[str, ...] = ()) -> ParquetSource:
+    def read(part: str, classes: tuple[str, ...] = ()) -> ParquetSource | TarSource:
         name = str(path) if len(shards) == 1 else f"{path} ({part})"
+        if kind == "tar":
+            return TarSource(shards[part], name=name, field=label_column, classes=classes)
         return ParquetSource(
             shards[part], name=name, image_column=image_column, label_column=label_column, classes=classes
         )
 
-    train = read("train")
+    train = read("train", read_class_names(shards["train"][0], root_of(path)) if kind == "tar" else ())
     train.statistics = statistics_of(train.classes, train.fixed_size)
     if train.labels is not None and len(train.classes) < 2:
         raise DataError(f"{path} has one class only; a labelled set needs at least two.")

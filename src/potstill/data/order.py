@@ -6,7 +6,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from potstill.data.random import Stream, bits
+from potstill.data.groups import Groups, grouped_order, shuffled
+from potstill.data.random import Stream
 from potstill.errors import DataError
 
 __all__ = ["Chunk", "Plan"]
@@ -14,12 +15,8 @@ __all__ = ["Chunk", "Plan"]
 
 @lru_cache(maxsize=2)
 def _permutation(length: int, seed: int, epoch: int) -> Tensor:
-    """``(length,)`` int64: the order of an epoch, the same on every machine and version of torch."""
-    index = torch.arange(length)
-    epochs = torch.full_like(index, epoch)
-    # 62 bits: two samples of one key would keep their order, which at 32 bits happens in any set of 100,000.
-    key = (bits(seed, index, epochs, Stream.ORDER) << 30) ^ (bits(seed, index, epochs, Stream.ORDER + 1) >> 2)
-    return torch.argsort(key, stable=True)
+    """``(length,)`` int64: an order of all samples."""
+    return shuffled(seed, torch.arange(length), epoch, Stream.ORDER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +53,11 @@ class Plan:
         accumulate: micro-batches of a process in one step.
         fillers: whether a process without samples in a micro-batch gets one with weight 0, which it needs in training
             to take part in the step; in evaluation it does without.
+        groups: what lies together and is read together, see :func:`~potstill.data.groups.grouped_order`; None for a
+            permutation of all samples. Without ``shuffle``, the groups are read in their own order, in streams.
 
     Raises:
-        DataError: at construction, for numbers with which no step is possible.
+        DataError: at construction, for numbers with which no step is possible, and groups of another length.
 
     Example:
         >>> plan = Plan(length=10, batch_size=4, seed=0, shuffle=False)
@@ -76,6 +75,7 @@ class Plan:
     world: int = 1
     accumulate: int = 1
     fillers: bool = True
+    groups: Groups | None = None
 
     def __post_init__(self) -> None:
         for name in ("length", "batch_size", "world", "accumulate"):
@@ -83,6 +83,8 @@ class Plan:
                 raise DataError(f"{name}={getattr(self, name)} gives no batches; it must be at least 1.")
         if not 0 <= self.rank < self.world:
             raise DataError(f"rank={self.rank} is not one of the {self.world} processes, which count from 0.")
+        if self.groups is not None and self.groups.length != self.length:
+            raise DataError(f"Groups of {self.groups.length} samples do not fit a plan of {self.length}.")
 
     @property
     def steps(self) -> int:
@@ -91,6 +93,8 @@ class Plan:
 
     def order(self, epoch: int) -> Tensor:
         """``(length,)`` int64 on the host: the indices of all samples in the epoch's order. Not to be written to."""
+        if self.groups is not None:
+            return grouped_order(self.groups, self.batch_size, self.seed, epoch if self.shuffle else None)
         return _permutation(self.length, self.seed, epoch) if self.shuffle else torch.arange(self.length)
 
     def chunks(self, k: int) -> list[Chunk]:

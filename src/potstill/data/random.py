@@ -19,7 +19,7 @@ class Stream(IntEnum):
     LEFT = 2
     AREA = 16  # one for each try of a random resized crop
     RATIO = 32
-    ORDER = 64  # two of them
+    ORDER = 64  # four of them: of samples, of groups
 
 
 _WORD = 1 << 64

@@ -1,6 +1,6 @@
 """The loader for sets that fit on the device: all images as bytes there, augmented in batches."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from potstill.batch import Batch
 from potstill.data.batched import Normalise, PackedViews, ResampledViews
 from potstill.data.mixing import Mixing
 from potstill.data.order import Plan
+from potstill.data.requests import check_request, check_views
 from potstill.data.views import Evaluation, View
 from potstill.errors import DataError
 
@@ -32,6 +33,7 @@ class ResidentLoader:
         std: of each channel.
         device: where the images are held and the batches made.
         mixing: Mixup and CutMix, for training.
+        views: how many views a sample has; epoch ``e`` shows view ``e % views``. None: each epoch another one.
 
     Raises:
         DataError: where the images, the labels and the plan do not fit together.
@@ -54,6 +56,7 @@ class ResidentLoader:
         std: Sequence[float],
         device: torch.device | str = "cpu",
         mixing: Mixing | None = None,
+        views: int | None = None,
     ) -> None:
         # Some arrays (of Parquet, of a memory map) may not be written to, and torch warns of those.
         images = torch.as_tensor(np.require(images, requirements="W") if isinstance(images, np.ndarray) else images)
@@ -67,6 +70,7 @@ class ResidentLoader:
         self.plan = plan
         self.device = torch.device(device)
         self.mixing = mixing
+        self.number_of_views = check_views(views)
         self.labels = None if labels is None else torch.as_tensor(labels).long().to(self.device)
         normalise = Normalise(mean, std, self.device)
         images = images.contiguous().to(self.device)
@@ -84,7 +88,8 @@ class ResidentLoader:
         return self.plan.steps
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[list[Batch]]:
-        """The micro-batches of each step from ``start`` on; the view of every sample is the epoch's number."""
+        """The micro-batches of each step from ``start`` on; every sample's view is that of the epoch."""
+        number = epoch if self.number_of_views is None else epoch % self.number_of_views
         order = self.plan.order(epoch).to(self.device)
         for first in range(start, self.steps, self._together):
             steps = [self.plan.chunks(k) for k in range(first, min(first + self._together, self.steps))]
@@ -93,7 +98,7 @@ class ResidentLoader:
                 yield from ([] for _ in steps)
                 continue
             index = torch.cat([order[chunk.start : chunk.stop] for chunk in chunks])
-            view = torch.full_like(index, epoch)
+            view = torch.full_like(index, number)
             images = self.views(index, view)
             targets = None if self.labels is None else self.labels[index]
             begin = 0
@@ -107,3 +112,28 @@ class ResidentLoader:
                     )
                     batches.append(self.mixing(batch, epoch, k, chunk.part) if self.mixing else batch)
                 yield batches
+
+    def places(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Index and view ``(B,)`` of each step's samples, for who has them :meth:`made`; one batch a step."""
+        number = epoch if self.number_of_views is None else epoch % self.number_of_views
+        order = self.plan.order(epoch).to(self.device)
+        view = torch.full_like(order[: self.plan.batch_size], number)
+        for k in range(start, self.steps):
+            (chunk,) = self.plan.chunks(k)
+            yield order[chunk.start : chunk.stop], view[: len(chunk)]
+
+    def made(self, index: Tensor, view: Tensor) -> Batch:
+        """The batch of these samples in these views, ``(B,)`` int64 on the device; nothing mixed, nothing checked."""
+        return Batch(self.views(index, view), None if self.labels is None else self.labels[index], index, view)
+
+    def requested(self, requests: Iterable[tuple[Tensor, Sequence[int]]]) -> Iterator[list[Batch]]:
+        """For each request, host int64 indices ``(n,)`` and view numbers, a batch of all its samples in each view.
+
+        Nothing is mixed, weights are 1.
+
+        Raises:
+            DataError: for indices that are not the source's, no samples or no views.
+        """
+        for asked, numbers in requests:
+            index = check_request(asked, numbers, self.plan.length).to(self.device)
+            yield [self.made(index, torch.full_like(index, number)) for number in numbers]

@@ -4,6 +4,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -44,6 +45,10 @@ class Source(ABC):
         fixed_size: height and width where every image is known to have the same, else None.
         in_memory: whether ``arrays`` costs no decoding.
         mirrors: whether a mirrored image is still one of its class; False for digits and letters.
+        groups: ``(G + 1,)`` int64, where each of the G runs of images that lie together begins, and the end of the
+            last: row groups of Parquet, tar shards; None where nothing is gained by reading in such runs.
+        scattered: whether images in random order cost far more than group by group.
+        held: where reading an image means reading its group: how many images a process keeps of such groups.
     """
 
     name: str
@@ -53,6 +58,9 @@ class Source(ABC):
     fixed_size: tuple[int, int] | None = None
     in_memory: bool = False
     mirrors: bool = True
+    groups: np.ndarray | None = None
+    scattered: bool = False
+    held: int | None = None
 
     @property
     @abstractmethod
@@ -69,6 +77,10 @@ class Source(ABC):
     @abstractmethod
     def describe(self, index: int) -> str:
         """Where one image comes from, for messages: a file's path, or a row and its file."""
+
+    def encoded(self, index: int) -> bytes | Path | None:
+        """One image's file, undecoded, as its bytes or its path; None where the images do not come from files."""
+        return None
 
     def arrays(self) -> np.ndarray | None:
         """All images as ``(N, H, W, 3)`` uint8 where they are small and of one size, else None."""
@@ -165,6 +177,11 @@ class Subset(Source):
         self.fixed_size = source.fixed_size
         self.in_memory = source.in_memory
         self.mirrors = source.mirrors
+        self.scattered = source.scattered
+        if source.held is not None:  # a group takes its memory whole, however few of its images are of the subset
+            self.held = source.held * len(chosen) // max(len(source), 1)
+        if source.groups is not None and (chosen[1:] > chosen[:-1]).all():  # in another order, nothing lies together
+            self.groups = np.unique(np.searchsorted(chosen, source.groups))
 
     @property
     def identity(self) -> str:
@@ -181,6 +198,10 @@ class Subset(Source):
     def describe(self, index: int) -> str:
         """What the whole source says of this image."""
         return self.source.describe(int(self.indices[index]))
+
+    def encoded(self, index: int) -> bytes | Path | None:
+        """What the whole source has of this image."""
+        return self.source.encoded(int(self.indices[index]))
 
     def arrays(self) -> np.ndarray | None:
         """The subset's part of the whole source's arrays, as a copy."""

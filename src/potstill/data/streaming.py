@@ -1,94 +1,40 @@
 """The loader for sets of any size: images are decoded and cropped by worker processes as they are needed."""
 
 import signal
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from potstill.batch import Batch
 from potstill.data.batched import Normalise
-from potstill.data.decode import stopped_by
+from potstill.data.decoder import Decoded, Decoder
 from potstill.data.mixing import Mixing
 from potstill.data.order import Chunk, Plan
+from potstill.data.requests import check_request, check_views
 from potstill.data.source import Source
 from potstill.data.views import Augmentation, View, image_size
 from potstill.errors import DataError
 
 __all__ = ["StreamingLoader"]
 
-# Decoded pixels that a worker holds before it crops them. Their crops are drawn in one go, which saves half a
-# millisecond an image; a limit in pixels, because a batch of photographs from a camera would fill the memory.
-_PIXELS = 1 << 24
+_Key = tuple[list[int], list[int]]  # the numbers of samples and of views; a tensor would cost a shared file each time
 
 
-class _Decoded(NamedTuple):
-    """What a worker returns of one micro-batch."""
-
-    pixels: Tensor  # (n, h, w, 3) uint8
-    kept: Tensor  # (n,) int64: positions in the micro-batch
-    damaged: list[tuple[str, str]]  # description and reason of each image that could not be read
-    error: str | None  # what stops the run
-
-
-class _Decoder(Dataset[_Decoded]):
-    """The worker's part: from (indices, view number) to cropped bytes."""
-
-    def __init__(self, source: Source, view: View, skip: bool) -> None:
-        self.source = source
-        self.view = view
-        self.skip = skip
-
-    def __getitem__(self, key: tuple[Tensor, int]) -> _Decoded:
-        index, epoch = key
-        parts = [np.empty((0, *image_size(self.view.size), 3), np.uint8)]
-        kept: list[int] = []
-        damaged: list[tuple[str, str]] = []
-        images: list[np.ndarray] = []
-        # An error goes back as text: raised here, it would reach the user wrapped in this process's traceback.
-        try:
-            for position, sample in enumerate(index.tolist()):
-                try:
-                    image = self.source.image(sample)
-                except DataError as error:
-                    damaged.append((self.source.describe(sample), str(error)))
-                    if not self.skip:
-                        return _Decoded(torch.empty(0), torch.empty(0), damaged, str(stopped_by(error)))
-                    continue
-                self.view.require(image.shape[0], image.shape[1], self.source.describe(sample))
-                images.append(image)
-                kept.append(position)
-                if sum(image.size for image in images) > 3 * _PIXELS:
-                    parts.append(self._crop(images, index[kept[-len(images) :]], epoch))
-                    images = []
-            if images:
-                parts.append(self._crop(images, index[kept[-len(images) :]], epoch))
-        except DataError as error:
-            return _Decoded(torch.empty(0), torch.empty(0), damaged, str(error))
-        pixels = torch.from_numpy(np.concatenate(parts))
-        return _Decoded(pixels, torch.tensor(kept, dtype=torch.int64), damaged, None)
-
-    def _crop(self, images: list[np.ndarray], index: Tensor, epoch: int) -> np.ndarray:
-        return self.view.apply(images, index, torch.full_like(index, epoch))
-
-
-class _Keys(Sampler[tuple[Tensor, int]]):
+class _Keys(Sampler[_Key]):
     """What the workers are asked for, in order: the micro-batches of an epoch from step ``start`` on."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.epoch = 0
-        self.start = 0
+        self.epoch = self.view = self.start = 0
 
-    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
-        order, epoch = self.plan.order(self.epoch), self.epoch
+    def __iter__(self) -> Iterator[_Key]:
+        order, view = self.plan.order(self.epoch), self.view
         for k in range(self.start, self.plan.steps):
             for chunk in self.plan.chunks(k):
-                # A copy: a slice would take the whole order along to the worker.
-                yield order[chunk.start : chunk.stop].clone(), epoch
+                yield order[chunk.start : chunk.stop].tolist(), [view]
 
 
 def _start_worker(number: int) -> None:
@@ -118,6 +64,10 @@ class StreamingLoader:
         mixing: Mixup and CutMix, for training.
         on_error: 'stop' or 'skip', at a damaged image.
         prefetch: micro-batches that each worker is ahead.
+        views: how many views a sample has; epoch ``e`` shows view ``e % views``. None: each epoch another one.
+        draft: whether a JPEG is decoded at 1/2, 1/4 or 1/8 of its size where the result has fewer pixels anyway; see
+            :class:`~potstill.data.decoder.Decoder`. The pixels change slightly, and the larger the photographs, the
+            less they cost.
 
     Attributes:
         skipped: of each damaged image that was met, its description and what is wrong with it.
@@ -127,6 +77,7 @@ class StreamingLoader:
             for an image that the crop cannot be applied to, and where an epoch has not one image that can be read.
 
     Example:
+        >>> import numpy as np
         >>> from potstill.data.source import ArraySource
         >>> source = ArraySource(np.zeros((10, 8, 8, 3), np.uint8), None, name="ten")
         >>> plan = Plan(length=10, batch_size=4, seed=0, shuffle=True)
@@ -147,6 +98,8 @@ class StreamingLoader:
         mixing: Mixing | None = None,
         on_error: str = "stop",
         prefetch: int = 2,
+        views: int | None = None,
+        draft: bool = True,
     ) -> None:
         if on_error not in ("stop", "skip"):
             raise DataError(f"on_error={on_error!r} is unknown; choose 'stop' or 'skip'.")
@@ -162,22 +115,14 @@ class StreamingLoader:
         self.device = torch.device(device)
         self.mixing = mixing
         self.skipped: dict[str, str] = {}
+        self.number_of_views = check_views(views)
         self.size = image_size(augmentation.size)
         self.labels = None if source.labels is None else torch.tensor(source.labels, dtype=torch.int64)
         self.normalise = Normalise(mean, std, self.device)
+        self._decoder = Decoder(source, augmentation, skip=on_error == "skip", draft=draft)
+        self._workers, self._prefetch = workers, prefetch
         self._keys = _Keys(plan)
-        self._decoded = DataLoader(
-            _Decoder(source, augmentation, skip=on_error == "skip"),
-            sampler=self._keys,
-            batch_size=None,  # a key is a whole micro-batch already
-            num_workers=workers,
-            prefetch_factor=prefetch if workers else None,
-            persistent_workers=workers > 0,
-            worker_init_fn=_start_worker,
-            # Draws seeds that nothing here uses; from torch's global generator, that would shift a run's other numbers.
-            generator=torch.Generator(),
-            pin_memory=self.device.type == "cuda",
-        )
+        self._decoded = self._loader(self._keys, persistent=True)
 
     @property
     def steps(self) -> int:
@@ -185,20 +130,18 @@ class StreamingLoader:
         return self.plan.steps
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[list[Batch]]:
-        """The micro-batches of each step from ``start`` on; the view of every sample is the epoch's number."""
-        self._keys.epoch, self._keys.start = epoch, start
+        """The micro-batches of each step from ``start`` on; every sample's view is that of the epoch."""
+        view = epoch if self.number_of_views is None else epoch % self.number_of_views
+        self._keys.epoch, self._keys.view, self._keys.start = epoch, view, start
         order = self.plan.order(epoch)
         decoded = iter(self._decoded)
         seen = damaged = 0
         for k in range(start, self.steps):
             batches = []
             for chunk in self.plan.chunks(k):
-                found: _Decoded = next(decoded)
-                self.skipped.update(found.damaged)
-                if found.error is not None:
-                    raise DataError(found.error)
+                found = self._checked(next(decoded))
                 seen, damaged = seen + len(found.kept), damaged + len(found.damaged)
-                batch = self._batch(order[chunk.start : chunk.stop], chunk, epoch, found)
+                batch = self._of_chunk(order[chunk.start : chunk.stop], chunk, view, found)
                 if batch is not None:
                     batches.append(self.mixing(batch, epoch, k, chunk.part) if self.mixing else batch)
             yield batches
@@ -207,19 +150,67 @@ class StreamingLoader:
                 f"None of the images of epoch {epoch} could be read. The first: {next(iter(self.skipped.values()))}"
             )
 
-    def _batch(self, index: Tensor, chunk: Chunk, epoch: int, found: _Decoded) -> Batch | None:
-        """The batch of one micro-batch's pixels on the device; None where nothing is left and nothing is needed."""
-        weight = chunk.weight * len(found.kept) / len(chunk)
-        pixels, index = found.pixels, index[found.kept] if len(found.kept) else index[:1]
-        if not len(found.kept):
-            if not self.plan.fillers:
-                return None
-            pixels = torch.zeros((1, *self.size, 3), dtype=torch.uint8)
+    def requested(self, requests: Iterable[tuple[Tensor, Sequence[int]]]) -> Iterator[list[Batch]]:
+        """For each request, host int64 indices ``(n,)`` and view numbers, a batch of all its samples in each view.
+
+        An image is opened once for all its views, and decoded once for each scale that they need (see ``draft``), by
+        worker processes of its own, so that an epoch that is under way goes on. Nothing is mixed, weights are 1.
+        With ``on_error='skip'`` damaged images are left out; ``Batch.index`` tells which are there.
+
+        Raises:
+            DataError: for indices that are not the source's, no samples or no views, and as an epoch does.
+        """
+        asked: deque[tuple[Tensor, list[int]]] = deque()
+
+        def keys() -> Iterator[_Key]:
+            for index, views in requests:
+                asked.append((check_request(index, views, self.plan.length), list(views)))
+                yield index.tolist(), list(views)
+
+        for each in self._loader(keys(), persistent=False):
+            found = self._checked(each)
+            index, views = asked.popleft()
+            yield [
+                self._batch(pixels, index[found.kept], view, 1.0)
+                for pixels, view in zip(found.pixels, views, strict=True)
+            ]
+
+    def _loader(self, keys: Iterable[_Key], persistent: bool) -> DataLoader[Decoded]:
+        return DataLoader(
+            self._decoder,
+            sampler=keys,
+            batch_size=None,  # a key is a whole micro-batch already
+            num_workers=self._workers,
+            prefetch_factor=self._prefetch if self._workers else None,
+            persistent_workers=persistent and self._workers > 0,
+            worker_init_fn=_start_worker,
+            # Draws seeds that nothing here uses; from torch's global generator, that would shift a run's other numbers.
+            generator=torch.Generator(),
+            pin_memory=self.device.type == "cuda",
+        )
+
+    def _checked(self, found: Decoded) -> Decoded:
+        """What a worker found, once it is noted what is damaged; raises what stops the run."""
+        self.skipped.update(found.damaged)
+        if found.error is not None:
+            raise DataError(found.error)
+        return found
+
+    def _of_chunk(self, index: Tensor, chunk: Chunk, view: int, found: Decoded) -> Batch | None:
+        """The batch of one micro-batch; None where nothing is left and nothing is needed."""
+        if found.kept:
+            return self._batch(found.pixels[0], index[found.kept], view, chunk.weight * len(found.kept) / len(chunk))
+        if not self.plan.fillers:
+            return None
+        return self._batch(torch.zeros((1, *self.size, 3), dtype=torch.uint8), index[:1], view, 0.0)
+
+    def _batch(self, pixels: Tensor, index: Tensor, view: int, weight: float) -> Batch:
+        """Pixels of the host as a batch on the device."""
         index_ = index.to(self.device, non_blocking=True)
         return Batch(
             images=self.normalise(pixels.to(self.device, non_blocking=True)),
             targets=None if self.labels is None else self.labels[index].to(self.device, non_blocking=True),
             index=index_,
-            view=torch.full_like(index_, epoch),
+            view=torch.full_like(index_, view),
             weight=weight,
         )

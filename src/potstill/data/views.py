@@ -1,7 +1,7 @@
 """Views of an image: replayable augmentation for training, the fixed crop for evaluation."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from potstill.data.pixels import crop_resize, pad_crop, resize_centre
+from potstill.data.pixels import Cut, Raster, centre_crop
 from potstill.data.random import Stream, integers, uniform
 from potstill.errors import DataError
 
@@ -140,25 +140,29 @@ class Augmentation:
                 "crop 'pad'; choose a smaller size or crop 'resized'."
             )
 
+    def cuts(self, index: Tensor, view: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Cut]:
+        """What the views show of images of these (height, width); ``index`` and ``view`` are ``(B,)`` int64."""
+        tall, wide = size = image_size(self.size)
+        heights, widths = torch.tensor(sizes).view(-1, 2).unbind(dim=1)
+        if self.crop == "resized":
+            boxes = self.boxes(index, view, heights, widths).tolist()
+        elif self.crop == "pad":
+            top, left = self.offsets(index, view, heights, widths)
+            boxes = [[*place, tall, wide] for place in zip(top.tolist(), left.tolist(), strict=True)]
+        else:
+            boxes = [[0, 0, tall, wide] for _ in sizes]
+        mirrored = self.flips(index, view).tolist()
+        return [Cut(tuple(box), size, (0, 0), size, mirror) for box, mirror in zip(boxes, mirrored, strict=True)]
+
     def apply(self, images: Sequence[np.ndarray], index: Tensor, view: Tensor) -> np.ndarray:
         """``(B, h, w, 3)`` uint8: the views of B images ``(H, W, 3)`` uint8 of any sizes, on the host.
 
-        'none' and 'pad' give exactly the pixels of the resident loader. 'resized' gives the same box, resampled by
-        PIL's bilinear filter, whose pixels differ from the resident loader's by up to 1 of 255: PIL rounds twice.
+        'none' and 'pad' give exactly the pixels of the resident loader. 'resized' gives the same box, resampled in
+        integers, whose pixels differ from the resident loader's by up to 1 of 255: it rounds twice.
         """
-        size = image_size(self.size)
         for image in images:
             self.require(image.shape[0], image.shape[1], "An image")
-        heights, widths = torch.tensor([image.shape[:2] for image in images]).unbind(dim=1)
-        parts: Iterable[np.ndarray] = images
-        if self.crop == "pad":
-            places = torch.stack(self.offsets(index, view, heights, widths), dim=1).tolist()
-            parts = (pad_crop(image, top, left, size) for image, (top, left) in zip(images, places, strict=True))
-        elif self.crop == "resized":
-            boxes = self.boxes(index, view, heights, widths).tolist()
-            parts = (crop_resize(image, box, size) for image, box in zip(images, boxes, strict=True))
-        mirrored = self.flips(index, view).tolist()
-        return np.stack([part[:, ::-1] if mirror else part for part, mirror in zip(parts, mirrored, strict=True)])
+        return _applied(self, images, index, view)
 
 
 @dataclass(frozen=True)
@@ -181,9 +185,23 @@ class Evaluation:
     def require(self, height: int, width: int, name: str) -> None:
         """Any size will do."""
 
+    def cuts(self, index: Tensor, view: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Cut]:
+        """What evaluation shows of images of these (height, width), the same for every index and view."""
+        size = image_size(self.size)
+        places = (centre_crop(height, width, size, self.resize) for height, width in sizes)
+        return [
+            Cut((0, 0, height, width), resized, corner, size)
+            for (height, width), (resized, corner) in zip(sizes, places, strict=True)
+        ]
+
     def apply(self, images: Sequence[np.ndarray], index: Tensor, view: Tensor) -> np.ndarray:
         """``(B, h, w, 3)`` uint8: the centres of B images ``(H, W, 3)`` uint8, the same for every index and view."""
-        return np.stack([resize_centre(image, image_size(self.size), self.resize) for image in images])
+        return _applied(self, images, index, view)
 
 
 View = Augmentation | Evaluation
+
+
+def _applied(view: View, images: Sequence[np.ndarray], index: Tensor, number: Tensor) -> np.ndarray:
+    cuts = view.cuts(index, number, [(image.shape[0], image.shape[1]) for image in images])
+    return torch.stack([cut.pixels(Raster.of(image)) for cut, image in zip(cuts, images, strict=True)]).numpy()

@@ -16,7 +16,9 @@ from potstill.methods.numerics import full_precision
 from potstill.methods.registry import build_method, find_method
 from potstill.networks.features import Features
 
-__all__ = ["KD_OBJECTIVE", "PEFD_OBJECTIVE", "Objective", "check_terms", "default_objective", "share_warnings"]
+__all__ = [
+    "KD_OBJECTIVE", "PEFD_OBJECTIVE", "Objective", "check_terms", "default_objective", "in_full", "share_warnings",
+]  # fmt: skip
 
 PEFD_OBJECTIVE: dict[str, float | dict[str, Any]] = {"ce": 1.0, "pefd": {"weight": 25.0, "projectors": 3}}
 """The PEFD paper's, for every pair of networks and every data set (arXiv 2210.15274, section 4)."""
@@ -129,9 +131,9 @@ class Objective(nn.Module):
             batch: the images' targets.
         """
         with torch.autocast(student.embedding.device.type, enabled=False):
-            student = _in_full(student, self.needs.student)
+            student = in_full(student, self.needs.student)
             if teacher is not None:
-                teacher = _in_full(teacher, self.needs.teacher)
+                teacher = in_full(teacher, self.needs.teacher)
             losses = {name: method(student, teacher, batch) for name, method in self.methods.items()}
             total = sum(self.weight_now(name) * loss for name, loss in losses.items())
         return {**losses, "total": total}
@@ -211,7 +213,7 @@ def share_warnings(shares: Mapping[str, float]) -> list[str]:
     return [sentence.replace("%", " %") for sentence in found]
 
 
-def _in_full(features: Features, fields: frozenset[str]) -> Features:
+def in_full(features: Features, fields: frozenset[str]) -> Features:
     """The fields that are read in float32 or float64; maps that nobody reads are not worth a copy."""
     return replace(
         features,

@@ -1,16 +1,18 @@
 """What a method's own modules learn before it teaches the student."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from potstill.batch import Batch
 from potstill.methods.base import Known, Method, Needs
-from potstill.methods.objective import Objective
+from potstill.methods.objective import Objective, in_full
 from potstill.networks.features import Features
 
-__all__ = ["Pretrained", "Pretraining", "pretrained_methods"]
+__all__ = ["Pretrained", "Pretraining", "opened", "pretrained_methods"]
 
 
 @runtime_checkable
@@ -71,7 +73,22 @@ class Pretraining(Objective):
         """Each method's loss by name, and their sum as ``"total"``."""
         if teacher is None:
             raise ValueError("A pretraining reads the teacher's features; it was given none.")
-        losses: Mapping[str, Tensor] = {
-            name: method.pretraining_loss(teacher) for name, method in self.pretrained.items()
-        }
+        with torch.autocast(teacher.embedding.device.type, enabled=False):
+            teacher = in_full(teacher, self.needs.teacher)
+            losses: Mapping[str, Tensor] = {
+                name: method.pretraining_loss(teacher) for name, method in self.pretrained.items()
+            }
         return {**losses, "total": sum(losses.values(), start=next(iter(losses.values())) * 0)}
+
+
+@contextmanager
+def opened(objective: Objective) -> Iterator[None]:
+    """What an objective trains before the student may learn here; of every other objective nothing is changed."""
+    if not isinstance(objective, Pretraining):
+        yield
+        return
+    objective.open(True)
+    try:
+        yield
+    finally:
+        objective.open(False)

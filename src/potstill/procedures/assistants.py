@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from potstill.config import NetworkConfig, ProcedureConfig, Recipe
+from potstill.config import NetworkConfig, ProcedureConfig, Recipe, StoreConfig
 from potstill.errors import RecipeError
 
 __all__ = ["chain"]
@@ -46,16 +46,18 @@ def chain(recipe: Recipe, folder: Path) -> Iterator[tuple[str, Recipe]]:
             "objective={ce: 0.5, dgkd: 0.5}."
         )
     others: list[str] = [*teacher.others]
+    store = recipe.store
     for number, model in enumerate([*procedure.assistants, None], start=1):
         if model is None:
-            yield "student", recipe.model_copy(update={"teacher": teacher})
+            yield "student", recipe.model_copy(update={"teacher": teacher, "store": store})
             return
         path = str(folder / f"assistant-{number}")
         part = {
             "student": NetworkConfig(model=model), "teacher": teacher, "run": path, "control": False,
-            "procedure": ProcedureConfig(),
+            "procedure": ProcedureConfig(), "store": store,
         }  # fmt: skip
         yield f"assistant {number}", recipe.model_copy(update=part)
+        store = StoreConfig()  # it is the first teacher's
         if procedure.dense:
             others = [*others, str(teacher.weights)]
         teacher = type(teacher)(

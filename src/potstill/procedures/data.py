@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from potstill.config import DataConfig, Recipe
+from potstill.data.decode import decoding
+from potstill.data.groups import choose_order
 from potstill.data.materialise import materialise
 from potstill.data.mixing import Mixing
 from potstill.data.open import open_data
@@ -72,6 +74,9 @@ class Data(DataFacts):
         val: the evaluation loader, or None where there is nothing to evaluate on.
         clean: makes a loader that sees the training images as evaluation does, each once.
         labels: ``(N,)`` int64 of the training images in use, by index; None where they have none.
+        augmentation: the map from (index, view) to what training sees.
+        samples: N, how many training images are in use.
+        decoding: what decodes them and how, as far as pixels depend on it.
         in_use: identity of the training images without damaged ones; the samples' indices are positions among these.
         skipped: of ``train`` and of ``val``, where each damaged image lies that was left out so far and what is wrong
             with it. A streaming loader adds to it as it meets them.
@@ -81,6 +86,9 @@ class Data(DataFacts):
     val: ResidentLoader | StreamingLoader | None
     clean: Callable[[], ResidentLoader | StreamingLoader]
     labels: Tensor | None
+    augmentation: Augmentation
+    samples: int
+    decoding: str
     in_use: str
     skipped: dict[str, dict[str, str]]
 
@@ -115,6 +123,7 @@ def resolve_data(config: DataConfig, source: Source) -> DataConfig:
             "crop": crop,
             "flip": config.flip if config.flip is not None else source.mirrors,
             "loader": loader,
+            "order": _order(config, source) if loader == "streaming" else config.order,
             "mean": config.mean or source.statistics.mean,
             "std": config.std or source.statistics.std,
         }
@@ -134,6 +143,10 @@ def resolve_data(config: DataConfig, source: Source) -> DataConfig:
     if problems:
         raise DataError(" ".join(problems))
     return resolved
+
+
+def _order(config: DataConfig, source: Source) -> str:
+    return "full" if choose_order(source, config.order) is None else "groups"
 
 
 def describe_data(recipe: Recipe, split: Split) -> DataFacts:
@@ -165,10 +178,11 @@ def prepare_data(recipe: Recipe, split: Split, processes: Processes) -> Data:
     """
     config, train, val, facts = recipe.data, split.train, split.val, describe_data(recipe, split)
     mixes = config.mixup or config.cutmix
-    mixing = Mixing(max(1, len(train.classes)), config.mixup, config.cutmix, seed=recipe.seed) if mixes else None
+    mixing_seed = _seed(config.order_seed, recipe)
+    mixing = Mixing(max(1, len(train.classes)), config.mixup, config.cutmix, seed=mixing_seed) if mixes else None
     augmentation = Augmentation(
         size=facts.size, crop="none" if config.crop == "auto" else config.crop, padding=config.padding,
-        scale=config.scale, ratio=config.ratio, flip=bool(config.flip), seed=recipe.seed,
+        scale=config.scale, ratio=config.ratio, flip=bool(config.flip), seed=_seed(config.view_seed, recipe),
     )  # fmt: skip
     learnt = _loaded(recipe, train, augmentation, mixing, processes)
     judged = _loaded(recipe, val, None, None, processes) if val is not None else None
@@ -178,6 +192,12 @@ def prepare_data(recipe: Recipe, split: Split, processes: Processes) -> Data:
         val=judged.loader if judged else None,
         clean=lambda: _loaded(recipe, train, None, None, processes).loader,
         labels=None if learnt.source.labels is None else torch.as_tensor(learnt.source.labels).long(),
+        augmentation=augmentation,
+        samples=len(learnt.source),
+        # Pixels that are read as they are and not resampled depend on no library.
+        decoding="none"
+        if train.in_memory and config.crop != "resized"
+        else decoding(config.draft and config.loader == "streaming"),
         in_use=learnt.source.identity,
         skipped={"train": learnt.skipped, "val": judged.skipped if judged else {}},
     )
@@ -229,29 +249,39 @@ def _loaded(
     config, size = recipe.data, recipe.data.size or _MIXED_SIZES
     mean, std = config.mean or source.statistics.mean, config.std or source.statistics.std
     training = augmentation is not None
+    views = config.views if training else None
     images = None
     skipped: dict[str, str] = {}
     if config.loader == "resident":
         images, kept, missing = materialise(source, size, on_error=config.on_error)
         skipped = {one.where: one.reason for one in missing}
         source = subset(source, kept) if missing else source
+    streams = config.loader == "streaming"
     plan = Plan(
         length=len(source),
         batch_size=recipe.batch_size if training else max(recipe.batch_size, _EVALUATION_BATCH),
-        seed=recipe.seed,
+        seed=_seed(config.order_seed, recipe),
         shuffle=training,
         rank=processes.rank,
         world=processes.world,
         accumulate=recipe.accumulate if training else 1,
         fillers=training,
+        groups=choose_order(source, config.order) if streams else None,
     )
     if images is not None:
-        resident = ResidentLoader(images, source.labels, plan, augmentation, mean, std, processes.device, mixing)
+        resident = ResidentLoader(
+            images, source.labels, plan, augmentation, mean, std, processes.device, mixing, views
+        )  # fmt: skip
         return Loaded(resident, source, skipped)
     # Images of one size that are not cropped anew are evaluated whole, others by the usual centre crop.
     view: View = augmentation or Evaluation(size, **({"resize": 1.0} if config.crop != "resized" else {}))
     workers = decoding_workers() if config.workers is None else config.workers
     streaming = StreamingLoader(
         source, plan, view, mean, std, processes.device, workers=workers, mixing=mixing, on_error=config.on_error,
+        views=views, draft=config.draft,
     )  # fmt: skip
     return Loaded(streaming, source, streaming.skipped)
+
+
+def _seed(own: int | None, recipe: Recipe) -> int:
+    return recipe.seed if own is None else own

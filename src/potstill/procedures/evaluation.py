@@ -12,7 +12,8 @@ from potstill.errors import DataError, RecipeError, nearest
 from potstill.networks.ship import load_student
 from potstill.networks.tap import Tapped
 from potstill.procedures.data import all_skipped, evaluation_loader, open_split, resolve_data
-from potstill.procedures.networks import DTYPES, class_names, network_of
+from potstill.procedures.networks import class_names, network_of
+from potstill.procedures.speed import autocast_of
 from potstill.tasks.classification import evaluate
 from potstill.training.distributed import Processes
 
@@ -65,7 +66,7 @@ def evaluate_network(recipe: Recipe, processes: Processes) -> Evaluation:
     source = _numbered_as(source, network, class_names(config.weights))
     data = resolve_data(recipe.data.model_copy(update=_own_input(recipe, network)), source)
     loaded = evaluation_loader(recipe.model_copy(update={"data": data}), source, processes)
-    autocast = DTYPES[recipe.precision] if recipe.precision != "fp32" else None
+    autocast = autocast_of(recipe)
     accuracies = evaluate(network.to(processes.device), loaded.loader.epoch(0), processes, autocast=autocast)
     skipped = all_skipped(processes.gathered({"val": loaded.skipped}))["val"]
     return Evaluation(len(source) - len(skipped), len(skipped), source.name, note, accuracies)

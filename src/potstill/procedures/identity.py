@@ -16,7 +16,7 @@ from potstill.errors import RunError
 from potstill.recipe import dump_recipe
 from potstill.training.folder import RunFolder
 
-__all__ = ["must_be_the_same", "recipe_with_head", "run_name", "versions"]
+__all__ = ["begun_with", "must_be_the_same", "recipe_with_head", "run_name", "versions"]
 
 # What may differ between a run and its continuation: it changes no weight. Paths may be spelled in another way, as what
 # lies there is compared by the hashes of the data and of the teacher. A damaged image stops a run before it changes a
@@ -68,6 +68,13 @@ def must_be_the_same(recipe: Recipe, folder: RunFolder, identity: dict[str, Any]
         what = "belongs to another recipe" if fields else "cannot go on"
         back = "the values that it was started with" if fields else "what it was started with"
         raise RunError(f"{folder.path} {what}: {'; '.join([*fields.values(), *hashes])}. Give another run=, or {back}.")
+
+
+def begun_with(folder: RunFolder) -> dict[str, Any] | None:
+    """The recipe that a run in this folder began with, as plain values; None where none has begun."""
+    if not folder.begun or not folder.recipe.exists():
+        return None
+    return _recipe_of(folder)
 
 
 def _recipe_of(folder: RunFolder) -> dict[str, Any]:

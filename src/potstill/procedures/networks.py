@@ -31,7 +31,10 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# What is not a run's, such as bare weights that are judged, is computed in float32 where nothing else is said.
+DTYPES: dict[str, torch.dtype] = {
+    "auto": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16
+}  # fmt: skip
 
 
 def network_of(config: NetworkConfig, classes: int | None, size: int | None) -> Tapped:
@@ -109,7 +112,8 @@ def _a_teacher(config: TeacherConfig, recipe: Recipe, data: DataFacts, processes
         device=processes.device,
         precision=DTYPES[precision],
         channels_last=recipe.channels_last,
-        compile=recipe.compile,
+        fold=config.fold,
+        compile=(recipe.compile if config.compile == "auto" else config.compile) is True,
         others=[_a_teacher(other, recipe, data, processes) for other in others],
     )
 

@@ -2,25 +2,31 @@
 
 import functools
 import logging
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from potstill.config import ProcedureConfig, Recipe
+from potstill.config import ProcedureConfig, Recipe, StoreConfig
 from potstill.data.source import Split
 from potstill.errors import RecipeError, RunError
 from potstill.methods.objective import default_objective
 from potstill.procedures.assistants import chain
-from potstill.procedures.data import DataFacts, describe_data, open_split, prepare_data, resolve_data
-from potstill.procedures.identity import run_name
+from potstill.procedures.data import Data, DataFacts, describe_data, open_split, prepare_data, resolve_data
+from potstill.procedures.identity import begun_with, run_name
+from potstill.procedures.networks import build_teacher
+from potstill.procedures.prepared import Prepared, prepare_teaching, shared
 from potstill.procedures.single import SingleRun
-from potstill.training.distributed import Processes
+from potstill.procedures.speed import resolve_speed
+from potstill.procedures.students import students_of
+from potstill.procedures.together import side_by_side
+from potstill.training.distributed import Processes, choose_device
 from potstill.training.folder import RunFolder
 from potstill.training.interrupts import Interrupt
 from potstill.training.reporting import Reporter
 
-__all__ = ["Outcome", "distill", "resolve"]
+__all__ = ["Outcome", "distill", "resolve", "resolve_with"]
 
 log = logging.getLogger(__name__)
 
@@ -58,11 +64,15 @@ def distill(
         PotstillError: for whatever a user can mend; nothing half-written stays behind.
     """
     split = open_split(recipe.data)
-    recipe = _resolved(recipe, split)
-    facts = describe_data(recipe, split)
+    recipe = _with_objective(recipe)
     folder = RunFolder(recipe.run or "runs/" + run_name(recipe))
-    if must_resume and not any((folder.path / part / "recipe.yaml").exists() for part in (".", "control")):
+    recipe = _resolved(recipe, split, processes, begun_with(folder))
+    facts = describe_data(recipe, split)
+    if must_resume and not _anything_begun(folder, recipe):
         raise RunError(f"There is no run to go on with in {folder.path}; leave --resume out to start one.")
+    data = functools.cache(lambda: prepare_data(recipe, split, processes))  # decoded when the first run needs them
+    if recipe.students:
+        return _side_by_side(recipe, facts, data, folder, processes, interrupt, reporter)
     runs = {
         title: functools.partial(SingleRun, part, facts, RunFolder(str(part.run or folder.path)), processes)
         for title, part in chain(recipe, folder.path)
@@ -72,13 +82,12 @@ def distill(
         runs = {"control": functools.partial(SingleRun, _alone(recipe, facts), facts, control, processes), **runs}
     # Made before any of them trains, so that a mistake is found first; an assistant's student has to wait for it.
     made = {title: make() for title, make in runs.items() if recipe.procedure.name != "assistants"}
-    if processes.main:
-        for note in facts.notes:
-            log.info(note)
-    data = functools.cache(lambda: prepare_data(recipe, split, processes))  # decoded when the first run needs them
+    _say(facts, processes)
     rows: dict[str, dict[str, Any]] = {}
     for title, make in runs.items():
-        ended = (made[title] if title in made else make()).train(data, interrupt, reporter, title)
+        run = made[title] if title in made else make()
+        prepare = functools.partial(_prepared, run, data, processes)
+        ended = side_by_side({title: functools.partial(run.train, prepare, interrupt, reporter, title)})[title]
         rows[title] = ended["student"]
         if "teacher" in ended:  # of a chain the first one's: the teachers after it are the assistants
             rows.setdefault("teacher", ended["teacher"])
@@ -86,17 +95,66 @@ def distill(
     return Outcome(folder.path, {name: rows[name] for name in order if name in rows})
 
 
+def _side_by_side(
+    recipe: Recipe, facts: DataFacts, data: Callable[[], Data], folder: RunFolder, processes: Processes,
+    interrupt: Interrupt, reporter: Callable[[str, RunFolder], Reporter],
+) -> Outcome:  # fmt: skip
+    """Several students of one teacher: each in a folder of its own, a step of each in turn."""
+    teacher = build_teacher(recipe, facts, processes)
+    parts = students_of(recipe, folder.path)
+    runs = {
+        title: SingleRun(part, facts, RunFolder(str(part.run)), processes, teacher) for title, part in parts.items()
+    }
+    _say(facts, processes)
+    needs = functools.reduce(operator.or_, (run.needs for run in runs.values()))
+    prepare = functools.cache(lambda: shared(prepare_teaching(recipe, teacher, needs, data(), processes), needs))
+    ended = side_by_side(
+        {title: functools.partial(run.train, prepare, interrupt, reporter, title) for title, run in runs.items()}
+    )
+    taught = next((rows["teacher"] for rows in ended.values() if "teacher" in rows), None)
+    rows = {} if taught is None else {"teacher": taught}
+    return Outcome(folder.path, rows | {title: found["student"] for title, found in ended.items()})
+
+
+def _prepared(run: SingleRun, data: Callable[[], Data], processes: Processes) -> Prepared:
+    return prepare_teaching(run.recipe, run.teacher, run.needs, data(), processes)
+
+
+def _say(facts: DataFacts, processes: Processes) -> None:
+    if processes.main:
+        for note in facts.notes:
+            log.info(note)
+
+
+def _anything_begun(folder: RunFolder, recipe: Recipe) -> bool:
+    names = [".", "control", *(students_of(recipe, folder.path) if recipe.students else ())]
+    return any((folder.path / name / "recipe.yaml").exists() for name in names)
+
+
 def resolve(recipe: Recipe) -> Recipe:
     """The recipe with everything that was left to "auto" said. Looks at the data, decodes none of them."""
-    return _resolved(recipe, open_split(recipe.data))
+    return resolve_with(recipe, open_split(recipe.data), Processes(choose_device(recipe.device)))
 
 
-def _resolved(recipe: Recipe, split: Split) -> Recipe:
+def resolve_with(recipe: Recipe, split: Split, processes: Processes) -> Recipe:
+    """The same for data that are open and a device that is chosen."""
+    return _resolved(_with_objective(recipe), split, processes)
+
+
+def _with_objective(recipe: Recipe) -> Recipe:
+    taught = recipe.teacher is not None and recipe.procedure.name == "joint"
+    return recipe.model_copy(update={"objective": dict(recipe.objective) or default_objective(taught)})
+
+
+def _resolved(recipe: Recipe, split: Split, processes: Processes, begun: Mapping[str, Any] | None = None) -> Recipe:
     data = resolve_data(recipe.data, split.train)
-    objective = dict(recipe.objective) or default_objective(
-        recipe.teacher is not None and recipe.procedure.name == "joint"
-    )
-    return recipe.model_copy(update={"data": data, "objective": objective})
+    stored = recipe.teacher is not None and recipe.teacher.store is not None
+    seeds = {
+        "order_seed": recipe.seed if data.order_seed is None else data.order_seed,
+        "view_seed": (0 if stored else recipe.seed) if data.view_seed is None else data.view_seed,
+    }
+    recipe = recipe.model_copy(update={"data": data.model_copy(update=seeds)})
+    return resolve_speed(recipe, processes, len(split.train), begun)
 
 
 def _alone(recipe: Recipe, facts: DataFacts) -> Recipe:
@@ -106,5 +164,11 @@ def _alone(recipe: Recipe, facts: DataFacts) -> Recipe:
     ce = recipe.objective.get("ce")
     term: Any = {**ce, "weight": 1.0} if isinstance(ce, dict) else 1.0  # with the objective's own label smoothing
     return recipe.model_copy(
-        update={"teacher": None, "objective": {"ce": term}, "control": False, "procedure": ProcedureConfig()}
+        update={
+            "teacher": None,
+            "store": StoreConfig(),
+            "objective": {"ce": term},
+            "control": False,
+            "procedure": ProcedureConfig(),
+        }
     )

@@ -1,31 +1,28 @@
 """One network trained into one folder: its networks, its phases, and what it leaves."""
 
 import contextlib
+import functools
 import logging
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Generator
 from dataclasses import asdict
 from typing import Any
 
 import torch
 
 from potstill.analysis.cost import measure_cost
-from potstill.analysis.measures import FeatureMeasures
-from potstill.analysis.metrics import mean_projector_distance
-from potstill.batch import Batch
 from potstill.config import Recipe
-from potstill.methods.base import Known
-from potstill.methods.objective import Objective
-from potstill.methods.pretraining import Pretraining
+from potstill.methods.base import Known, Needs
+from potstill.methods.pretraining import opened
 from potstill.networks.card import WEIGHTS_FILE
-from potstill.networks.features import Features
 from potstill.networks.peers import Peers
 from potstill.networks.ship import ship_student
 from potstill.networks.teacher import Teacher
-from potstill.procedures.class_means import collect_class_means
+from potstill.procedures.class_means import keep_class_means
 from potstill.procedures.data import Data, DataFacts, all_skipped
 from potstill.procedures.identity import must_be_the_same, recipe_with_head, versions
+from potstill.procedures.judging import Judge, teacher_row
 from potstill.procedures.networks import (
-    DTYPES,
     build_objective,
     build_setting,
     build_student,
@@ -34,9 +31,8 @@ from potstill.procedures.networks import (
     student_card,
 )
 from potstill.procedures.phases import Phase, plan_phases
-from potstill.projectors import ProjectorEnsemble
-from potstill.tasks.classification import evaluate
-from potstill.tasks.transfer import evaluate_transfer
+from potstill.procedures.prepared import Prepared
+from potstill.procedures.speed import autocast_of
 from potstill.training.checkpoints import Checkpoints
 from potstill.training.distributed import Processes
 from potstill.training.ema import WeightAverage
@@ -67,14 +63,17 @@ class SingleRun:
         facts: of its data.
         folder: where it goes.
         processes: this process and the others.
+        teacher: the recipe's, where it is built already because other students learn from it too.
 
     Raises:
         PotstillError: for whatever does not fit together, and for a folder of another run.
     """
 
-    def __init__(self, recipe: Recipe, facts: DataFacts, folder: RunFolder, processes: Processes) -> None:
+    def __init__(
+        self, recipe: Recipe, facts: DataFacts, folder: RunFolder, processes: Processes, teacher: Teacher | None = None
+    ) -> None:
         self.recipe, self.facts, self.folder, self.processes = recipe, facts, folder, processes
-        self.teacher = build_teacher(recipe, facts, processes)
+        self.teacher = (teacher or build_teacher(recipe, facts, processes)) if recipe.teacher else None
         self.student = build_student(recipe, facts, self.teacher)
         torch.manual_seed(recipe.seed)  # the projectors' draws do not depend on how many the student took
         setting = build_setting(recipe, self.student, self.teacher, facts, processes)
@@ -83,17 +82,22 @@ class SingleRun:
         self.identity = {"data": facts.identity, "teacher": self.teacher.identity if self.teacher else None}
         processes.on_main(lambda: must_be_the_same(recipe, folder, self.identity))
 
+    @property
+    def needs(self) -> Needs:
+        """What the methods of all its phases read."""
+        return functools.reduce(operator.or_, (phase.objective.needs for phase in self.phases))
+
     def train(
         self,
-        prepare: Callable[[], Data],
+        prepare: Callable[[], Prepared],
         interrupt: Interrupt,
         reporter: Callable[[str, RunFolder], Reporter],
         title: str,
-    ) -> Rows:
-        """Train, or go on training, or find it done; return the rows of the student and the teacher.
+    ) -> Generator[int, None, Rows]:
+        """Train, or go on training, or find it done; yields at each step, returns the rows of student and teacher.
 
         Args:
-            prepare: decodes the data, or gives them where that is done.
+            prepare: decodes the data and opens the teacher's store, or gives them where that is done.
             interrupt: raised when the run is told to stop.
             reporter: makes the one that is told how a phase goes, from its title and folder.
             title: the network that trains, as people call it.
@@ -104,20 +108,23 @@ class SingleRun:
         if any(self.processes.gathered(self.folder.result() is not None)):
             log.info("%s is finished; its result is shown again. Give another run= to train anew.", self.folder.path)
             return (self.folder.result() or {"rows": {"student": {}}})["rows"]
-        data = prepare()
+        prepared = prepare()
+        data = prepared.data
         self.identity["data in use"] = data.in_use
         with contextlib.ExitStack() as stack:
             self.processes.on_main(lambda: self._begin(stack))
             self.student.to(self.processes.device).to(memory_format=_memory(self.recipe))
             average = WeightAverage(self.student, self.recipe.ema) if self.recipe.ema else None
-            known = self._known(data)
-            begin, history = 0, []
+            known = self._known(prepared)
+            begin = 0
             for phase in self.phases:
                 phase.objective.to(self.processes.device).prepare(known)
                 name = title if len(self.phases) == 1 else f"{title}, {phase.name}"
-                history = self._train(phase, begin, data, average, interrupt, reporter(name, self.folder))
+                with opened(phase.objective):
+                    loop = self.loop(phase, begin, prepared, average, interrupt, reporter(name, self.folder))
+                    yield from loop.stepwise()
                 begin += phase.epochs
-            return self._finish(average.network if average else self.student, data, history)
+            return self._finish(average.network if average else self.student, data, loop)
 
     def _begin(self, stack: contextlib.ExitStack) -> None:
         stack.enter_context(self.folder.owned())
@@ -127,102 +134,72 @@ class SingleRun:
             self.folder.write_identity(self.identity)
             self.folder.write_text("recipe.yaml", recipe_with_head(self.recipe))
 
-    def _known(self, data: Data) -> Known:
-        if self.teacher is None or not any(phase.objective.needs.class_means for phase in self.phases):
-            return Known(data.labels)
-        means = collect_class_means(self.teacher, data, self.recipe, self.folder, self.processes)
-        return Known(data.labels, means)
+    def _known(self, prepared: Prepared) -> Known:
+        if self.teacher is None or not self.needs.class_means:
+            return Known(prepared.data.labels)
+        made_of = {"teacher": self.teacher.identity, "data": prepared.data.in_use}
+        means = keep_class_means(prepared.class_means, made_of, self.recipe, self.folder, self.processes)
+        return Known(prepared.data.labels, means)
 
-    def _train(
+    def loop(
         self,
         phase: Phase,
         begin: int,
-        data: Data,
+        prepared: Prepared,
         average: WeightAverage | None,
         interrupt: Interrupt,
         reporter: Reporter,
-    ) -> list[dict[str, Any]]:
-        """One phase, from the state that the one before it left; the rows of all epochs so far."""
+    ) -> Loop:
+        """One phase, from the state that the one before it left."""
         for name, parameter in self.student.network.named_parameters():
             parameter.requires_grad_(name in self.trainable and (phase.trains is None or name in phase.trains))
-        recipe, autocast = self.recipe, _autocast(self.recipe)
-        pretraining = phase.objective if isinstance(phase.objective, Pretraining) else None
-        if pretraining:
-            pretraining.open(True)
+        recipe, autocast, data = self.recipe, autocast_of(self.recipe), prepared.data
         if recipe.compile and begin:
             torch.compiler.reset()  # phases train other parameters: few graphs are kept for one network
         step = TrainingStep(
-            self.student, phase.objective, autocast=autocast, compiled=recipe.compile,
+            self.student, phase.objective, autocast=autocast, compiled=recipe.compile is True,
             channels_last=recipe.channels_last, trains=phase.trains,
         )  # fmt: skip
         judged = average.network if average else self.student
-
-        def judge() -> dict[str, float]:
-            if data.val is None or not phase.judged:
-                return {}
-            self.processes.align(judged)
-            if not data.labelled:
-                whole = TrainingStep(judged, phase.objective, autocast=autocast)  # type: ignore[arg-type]
-                return evaluate_transfer(whole, self.teacher, data.val.epoch(0), self.processes)
-            if not recipe.log.measures:
-                return evaluate(judged, data.val.epoch(0), self.processes, autocast=autocast)
-            return self._measured(judged, data, autocast) | _distances(phase.objective)
-
-        history = Loop(
-            step, self.teacher, data.train, judge,
-            make_optimizer([self.student, phase.objective], **recipe.optimizer.model_dump()),
-            _settings(recipe, phase, begin), Checkpoints(self.folder.checkpoints, recipe.checkpoint.keep),
+        judge = Judge(judged, self.student.spec, self.teacher, data, self.processes, autocast, recipe.log.measures)
+        parameters = [self.student, phase.objective]
+        optimizer = make_optimizer(parameters, **recipe.optimizer.model_dump(), recorded=recipe.graph is True)
+        return Loop(
+            step, prepared.teaching, prepared.loader, lambda: judge.values(phase.objective) if phase.judged else {},
+            optimizer, _settings(recipe, phase, begin), Checkpoints(self.folder.checkpoints, recipe.checkpoint.keep),
             self.processes, reporter, interrupt, average, data.skipped,
-        ).run()  # fmt: skip
-        if pretraining:
-            pretraining.open(False)
-        return history
+        )  # fmt: skip
 
-    def _measured(self, judged: Any, data: Data, autocast: torch.dtype | None) -> dict[str, float]:
-        """The accuracies with the measures of the features, as ``val_norm``, ``val_m_bc`` and so on."""
-        teacher, dim = self.teacher, self.student.spec.embedding_dim
-        measures = FeatureMeasures(
-            len(data.classes), dim, teacher.spec.embedding_dim if teacher else None, self.processes.device
-        )
-
-        def observe(features: Features, batch: Batch) -> None:
-            taught = teacher(batch.images).embedding if teacher else None
-            measures.add(features.embedding, batch.targets, taught)  # type: ignore[arg-type]
-
-        steps = data.val.epoch(0) if data.val else ()
-        found = evaluate(judged, steps, self.processes, autocast=autocast, observe=observe)
-        measures.sum_over(self.processes.sum)
-        return found | {f"val_{name}": value for name, value in measures.values().items()}
-
-    def _finish(self, judged: Any, data: Data, history: list[dict[str, Any]]) -> Rows:
+    def _finish(self, judged: Any, data: Data, loop: Loop) -> Rows:
         rows: Rows = {}
         if self.teacher is not None:
             self.teacher.verify()
             names = class_names(self.recipe.teacher.weights if self.recipe.teacher else None)
-            rows["teacher"] = _teacher_row(self.teacher, data, self.processes, names in (None, data.classes))
+            rows["teacher"] = teacher_row(self.teacher, data, self.processes, names in (None, data.classes))
         skipped = all_skipped(self.processes.gathered(data.skipped))
-        rows["student"] = {name: value for name, value in history[-1].items() if name.startswith(("top", "val_"))}
+        rows["student"] = {name: value for name, value in loop.history[-1].items() if name.startswith(("top", "val_"))}
 
         def ship() -> None:
             shown = judged.first if isinstance(judged, Peers) else judged
             ship_student(self.folder.path, shown, student_card(self.recipe, self.student, data))
             cost = measure_cost(shown, (3, data.size, data.size), weights=self.folder.path / WEIGHTS_FILE)
             rows["student"] |= asdict(cost)
-            self.folder.write_result(_result(rows, self.recipe, data, self.identity, history, skipped))
+            self.folder.write_result(_result(rows, self.recipe, data, self.identity, loop, skipped))
 
         self.processes.on_main(ship)
         return rows
 
 
 def _result(
-    rows: Rows, recipe: Recipe, data: Data, identity: dict[str, Any], history: list[dict[str, Any]],
+    rows: Rows, recipe: Recipe, data: Data, identity: dict[str, Any], loop: Loop,
     skipped: dict[str, dict[str, str]],
 ) -> dict[str, Any]:  # fmt: skip
     counts = {name: found - len(skipped[name]) for name, found in zip(("train", "val"), data.found, strict=True)}
     return {
         "rows": rows,
         "epochs": recipe.epochs,
-        "seconds": sum(row["seconds"] for row in history),
+        "seconds": sum(row["seconds"] for row in loop.history),
+        "times": {part: round(seconds, 3) for part, seconds in loop.clock.totals().items()},
         "classes": list(data.classes),
         "data": {"identity": data.identity, **counts, "skipped": skipped},
         "teacher_fingerprint": identity["teacher"],
@@ -230,24 +207,8 @@ def _result(
     }
 
 
-def _distances(objective: Objective) -> dict[str, float]:
-    """The mean distance of two projectors of each ensemble, plain and squared, as ``val_pefd_distance`` and so on."""
-    found = {}
-    for name, method in objective.methods.items():
-        ensemble = getattr(method, "projector", None)
-        if isinstance(ensemble, ProjectorEnsemble) and ensemble.projectors > 1:
-            projectors = [ensemble.projector(k) for k in range(ensemble.projectors)]
-            found[f"val_{name}_distance"] = mean_projector_distance(projectors).item()
-            found[f"val_{name}_distance_squared"] = mean_projector_distance(projectors, squared=True).item()
-    return found
-
-
 def _memory(recipe: Recipe) -> torch.memory_format:
     return torch.channels_last if recipe.channels_last else torch.contiguous_format
-
-
-def _autocast(recipe: Recipe) -> torch.dtype | None:
-    return DTYPES[recipe.precision] if recipe.precision != "fp32" else None
 
 
 def _settings(recipe: Recipe, phase: Phase, begin: int) -> Settings:
@@ -257,13 +218,5 @@ def _settings(recipe: Recipe, phase: Phase, begin: int) -> Settings:
         schedule=Schedule(**recipe.schedule.model_dump()), clip=recipe.clip, fp16=recipe.precision == "fp16",
         log_every=recipe.log.every, shares_every=recipe.log.shares, evaluate_every=recipe.log.evaluate,
         checkpoint_epochs=recipe.checkpoint.every_epochs, checkpoint_steps=recipe.checkpoint.every_steps,
+        graph=recipe.graph is True,
     )  # fmt: skip
-
-
-def _teacher_row(teacher: Teacher, data: Data, processes: Processes, same_classes: bool) -> dict[str, Any]:
-    row: dict[str, Any] = {}
-    if same_classes and data.val is not None and data.labelled and teacher.spec.classes == len(data.classes):
-        row = evaluate(teacher, data.val.epoch(0), processes)
-    if processes.main:
-        row |= asdict(measure_cost(teacher.network, (3, *(teacher.input_size or (data.size, data.size)))))
-    return row

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from potstill.errors import PotstillError, RunError
 
-__all__ = ["Processes", "joined"]
+__all__ = ["Processes", "choose_device", "joined"]
 
 T = TypeVar("T")
 
@@ -102,7 +102,7 @@ def joined(device: str = "auto") -> Iterator[Processes]:
         RunError: for a device that this machine does not have.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    chosen = _device(device, int(os.environ.get("LOCAL_RANK", "0")), world)
+    chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")), world)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if world == 1:
@@ -115,7 +115,12 @@ def joined(device: str = "auto") -> Iterator[Processes]:
         dist.destroy_process_group()
 
 
-def _device(name: str, local_rank: int, world: int) -> torch.device:
+def choose_device(name: str, local_rank: int = 0, world: int = 1) -> torch.device:
+    """The device that a name means here: "auto" is CUDA, then MPS, then the CPU; one a process where there are several.
+
+    Raises:
+        RunError: for a device that this machine does not have.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:

@@ -4,12 +4,12 @@ from collections.abc import Iterable
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from potstill.errors import RecipeError
 from potstill.methods.base import Method
 
-__all__ = ["make_optimizer"]
+__all__ = ["make_optimizer", "set_rate"]
 
 
 def make_optimizer(
@@ -24,6 +24,7 @@ def make_optimizer(
     decay_norm_and_bias: bool = True,
     helper_lr: float = 1.0,
     helper_weight_decay: float | None = None,
+    recorded: bool = False,
 ) -> torch.optim.Optimizer:
     """One optimiser over every parameter of the modules that asks for a gradient.
 
@@ -44,6 +45,8 @@ def make_optimizer(
             from the groups' ``lr_factor``.
         helper_weight_decay: of what methods train of their own; None for ``weight_decay``. A method whose parameters
             must not decay (an orthogonal projector) is spared whatever is said here.
+        recorded: its step shall go into a CUDA graph. The rates are float32 tensors beside the parameters then, which
+            the fused step reads there; a number would stay what it was when the graph was recorded.
 
     Raises:
         RecipeError: where nothing would train, or Nesterov is asked for without momentum.
@@ -71,11 +74,43 @@ def make_optimizer(
         {"params": kinds[factor, decay], "weight_decay": decay, "lr": lr * factor, "lr_factor": factor}
         for factor, decay in sorted(kinds, key=lambda kind: (kind[0] != 1, -kind[1]))
     ]
+    # Of SGD and AdamW only the fused steps read a rate on the device; the others ask the host for it.
+    fused = {"fused": True} if recorded else {}
+    optimizer: torch.optim.Optimizer
     if name == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, betas=betas)
-    if nesterov and momentum == 0:
+        optimizer = torch.optim.AdamW(groups, lr=lr, betas=betas, capturable=recorded, **fused)
+    elif nesterov and momentum == 0:
         raise RecipeError("optimizer.nesterov=true needs a momentum above 0; got optimizer.momentum=0.")
-    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov)
+    else:
+        optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, **fused)
+    if recorded:
+        _rates_on_the_device(optimizer)
+        optimizer.register_load_state_dict_post_hook(_rates_on_the_device)
+    return optimizer
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of every group, as the multiple that its ``lr_factor`` says; tensors in place.
+
+    Example:
+        >>> optimizer = make_optimizer([nn.Linear(2, 3)], lr=0.1, recorded=True)
+        >>> held = optimizer.param_groups[0]["lr"]
+        >>> set_rate(optimizer, 0.5)
+        >>> held
+        tensor(0.5000)
+    """
+    for group in optimizer.param_groups:
+        own = rate * group.get("lr_factor", 1.0)
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(own)
+        else:
+            group["lr"] = own
+
+
+def _rates_on_the_device(optimizer: torch.optim.Optimizer) -> None:
+    """Each group's rate as a tensor of its own beside its parameters; a loaded state has them on the host."""
+    for group in optimizer.param_groups:
+        group["lr"] = torch.tensor(float(group["lr"]), dtype=torch.float32, device=group["params"][0].device)
 
 
 def _spared(name: str, parameter: nn.Parameter) -> bool:

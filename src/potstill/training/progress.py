@@ -177,7 +177,7 @@ def progress_on(console: Console, batch_size: int, talks: bool = True) -> Iterat
 
 def _terms(row: Row) -> list[str]:
     """The names of the objective's terms in a logged row; with a single one the total says it all."""
-    other = {"step", "epoch", "phase", "lr", "total", "steps_per_second"}
+    other = {"step", "epoch", "phase", "lr", "total", "steps_per_second", "ms"}
     terms = [key for key in row if key not in other and not key.startswith("share_")]
     return terms if len(terms) > 1 else []
 

@@ -39,6 +39,10 @@ class Settings:
         begin: the epoch that it begins with; the learning rate's schedule runs from there to the end.
         phase: its name, as checkpoints know it.
         takes_objective: whether the objective goes on with the state that it had at the end of the phase before.
+        graph: whether full steps run as one CUDA graph; its optimiser is made with ``recorded=True``.
+
+    Raises:
+        RunError: for a graph with float16, whose loss scale the host looks at in each step.
     """
 
     epochs: int
@@ -50,8 +54,16 @@ class Settings:
     schedule: Schedule = field(default_factory=Schedule)
     clip: float | None = None
     fp16: bool = False
+    graph: bool = False
     log_every: int = 50
     shares_every: int = 500
     evaluate_every: int = 1
     checkpoint_epochs: int = 1
     checkpoint_steps: int = 0
+
+    def __post_init__(self) -> None:
+        if self.graph and self.fp16:
+            raise RunError(
+                "graph=true and precision=fp16 do not go together: the host looks at fp16's loss scale in each "
+                "step. Take precision=bf16, or graph=false."
+            )

@@ -22,6 +22,7 @@ def snapshot(loop: "Loop") -> dict[str, Any]:
         "done": loop.done,
         "seconds": loop.seconds_so_far(),
         "history": loop.history,
+        "times": loop.clock.totals(),
         "student": loop.step.student.network.state_dict(),
         "objective": loop.step.objective.state_dict(),
         "optimizer": loop.optimizer.state_dict(),
@@ -59,6 +60,7 @@ def weights_norm(module: nn.Module) -> dict[str, float]:
 def _load(loop: "Loop", state: dict[str, Any]) -> None:
     loop.epoch, loop.done, loop.seconds = state["epoch"], state["done"], state["seconds"]
     loop.history = state["history"]
+    loop.clock.restore(state["times"])
     own = state["phase"] == loop.settings.phase
     if not own and loop.epoch > loop.settings.begin:
         loop.epoch = loop.settings.epochs

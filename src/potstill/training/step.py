@@ -12,7 +12,7 @@ from potstill.networks.features import Features
 from potstill.networks.tap import Tapped
 from potstill.training.freeze import standing_still
 
-__all__ = ["TrainingStep"]
+__all__ = ["TrainingStep", "seed_of"]
 
 
 class TrainingStep(nn.Module):
@@ -72,3 +72,16 @@ class TrainingStep(nn.Module):
         with torch.autocast(batch.images.device.type, dtype=self._autocast, enabled=self._autocast is not None):
             student: Features = network(batch.images.contiguous(memory_format=self._memory), **self._read)
         return self.objective(student, teacher, batch), student
+
+
+def seed_of(*numbers: int) -> int:
+    """The seed of a step's random numbers, from the run's seed, the step's position and the process: far from others.
+
+    Example:
+        >>> seed_of(0, 1, 0) == seed_of(0, 0, 1)
+        False
+    """
+    seed = 0
+    for number in numbers:
+        seed = (seed * 6364136223846793005 + number + 1442695040888963407) % 2**63
+    return seed

@@ -1,0 +1,155 @@
+"""Building a teacher's store: every view of every image through the live teacher once, by one process or several."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from potstill.analysis.class_means import ClassMeans
+from potstill.config import Recipe
+from potstill.errors import RecipeError
+from potstill.methods.base import Needs
+from potstill.networks.teacher import Teacher
+from potstill.procedures.data import Data, describe_data, open_split, prepare_data
+from potstill.procedures.networks import build_objective, build_setting, build_student, build_teacher
+from potstill.procedures.run import resolve_with
+from potstill.procedures.stored import check_rows, make_store, on_demand, open_stored
+from potstill.procedures.students import students_of
+from potstill.store import Store
+from potstill.training.distributed import Processes
+from potstill.training.interrupts import Interrupt
+from potstill.training.settings import Stopped
+
+__all__ = ["Built", "build_store", "check_store"]
+
+log = logging.getLogger(__name__)
+
+_IMAGES = 256  # of one request: each is decoded once, for all the views of it that are missing
+_COMMIT_SECONDS = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """What building a store came to.
+
+    Attributes:
+        folder: the store's.
+        records: how many it has.
+        computed: how many of these were computed now.
+        seconds: that took.
+        bytes: the store's size.
+    """
+
+    folder: Path
+    records: int
+    computed: int
+    seconds: float
+    bytes: int
+
+
+def build_store(
+    recipe: Recipe,
+    processes: Processes,
+    interrupt: Interrupt,
+    advanced: Callable[[int, int], None],
+) -> Built:
+    """Make the store that a recipe names, or go on with it; what is there is not computed again.
+
+    Args:
+        recipe: with a teacher and ``teacher.store``; its ``data.views`` or its epochs say how many views.
+        processes: each computes its part of the images.
+        interrupt: raised when told to stop; what is computed by then stays.
+        advanced: is told how many records are done, of how many.
+
+    Raises:
+        PotstillError: as a run of the recipe.
+        Stopped: told to stop.
+    """
+    teacher, needs, data, recipe = _prepared(recipe, processes)
+    processes.on_main(lambda: make_store(recipe, teacher, needs, data))
+    processes.wait()
+    store = Store.open(Path(str(recipe.teacher and recipe.teacher.store)), write=True)
+    began, computed, committed = time.perf_counter(), 0, time.perf_counter()
+    total = store.samples * store.views
+    done = len(store)
+    for batches in data.train.requested(_requests(store, processes)):
+        for batch in batches:
+            missing = ~store.has(batch.index, batch.view)
+            if not missing.any():  # of several views of one image some may be there
+                continue
+            store.write(batch.index, batch.view, teacher.features(batch, **on_demand(store.layout.taps)))
+            computed += len(batch)
+        if time.perf_counter() - committed > _COMMIT_SECONDS:
+            store.commit()
+            committed = time.perf_counter()
+        advanced(min(total, done + computed * processes.world), total)
+        if interrupt:
+            store.commit()
+            raise Stopped(f"Stopped: {store.folder} has {len(store):,} of {total:,} records. The same command goes on.")
+    store.commit()
+    processes.wait()
+    teacher.verify()
+    if data.labelled and "embedding" in store.layout.taps:
+        processes.on_main(lambda: _keep_means(store, data))
+    processes.wait()
+    size = sum(file.stat().st_size for file in store.folder.iterdir())
+    return Built(store.folder, len(store), computed, time.perf_counter() - began, size)
+
+
+def check_store(recipe: Recipe, processes: Processes) -> int:
+    """Compare a store with the recipe that names it, and some of its rows with the live teacher; how many rows.
+
+    Raises:
+        RunError: the store was made of something else, or a row is not what the teacher says now.
+    """
+    teacher, needs, data, recipe = _prepared(recipe, processes)
+    return check_rows(open_stored(recipe, teacher, needs, data, processes).store, teacher, data)
+
+
+def _prepared(recipe: Recipe, processes: Processes) -> tuple[Teacher, Needs, Data, Recipe]:
+    if recipe.teacher is None or recipe.teacher.store is None:
+        raise RecipeError(
+            "There is no store to build: name a teacher and the store's folder, "
+            "teacher.weights=RUN teacher.store=FOLDER."
+        )
+    split = open_split(recipe.data)
+    recipe = resolve_with(recipe, split, processes)
+    facts = describe_data(recipe, split)
+    teacher = build_teacher(recipe, facts, processes)
+    parts = students_of(recipe, Path()).values() if recipe.students else [recipe]
+    needs = Needs()
+    for part in parts:
+        if part.teacher is not None and (part.student.model or part.student.weights):
+            student = build_student(part, facts, teacher)
+            setting = build_setting(part, student, teacher, facts, processes)
+            needs |= build_objective(part, setting, facts).needs
+    if teacher is None:
+        raise RecipeError("A store holds a teacher's outputs, and the recipe names no teacher.")
+    return teacher, needs, prepare_data(recipe, split, processes), recipe
+
+
+def _requests(store: Store, processes: Processes) -> Iterator[tuple[Tensor, list[int]]]:
+    """This process's blocks of images, each with the views of which a record is missing in the block."""
+    blocks = range(0, store.samples, _IMAGES)
+    for number, start in enumerate(blocks):
+        if number % processes.world != processes.rank:
+            continue
+        index = torch.arange(start, min(start + _IMAGES, store.samples))
+        views = [view for view in range(store.views) if not store.has(index, view).all()]
+        if views:
+            yield index, views
+
+
+def _keep_means(store: Store, data: Data) -> None:
+    """The class means of the first view, of the numbers that are stored, beside the records."""
+    if data.labels is None or len(store.missing(0)[0]):
+        return
+    means = ClassMeans(len(data.classes), store.read(torch.tensor([0]), 0).embedding.shape[1])
+    for start in range(0, store.samples, 4096):
+        index = torch.arange(start, min(start + 4096, store.samples))
+        means.add(store.read(index, 0).embedding, data.labels[index])
+    store.write_class_means(means.means().float(), "augmented")
