@@ -105,7 +105,7 @@ def store_of(folder: Path, teacher: Teacher, loader: ResidentLoader, views: int)
     )  # fmt: skip
     (one,) = next(iter(loader.requested([(torch.tensor([0]), [0])])))
     store = Store.create(folder, key, Layout.of(teacher.features(one), key.taps, key.dtype), views)
-    blocks = [torch.arange(k, min(k + 256, store.samples)) for k in range(0, store.samples, 256)]
+    blocks = [torch.arange(k, min(k + 64, store.samples)) for k in range(0, store.samples, 64)]
     began = time.perf_counter()
     for batches in loader.requested([(block, range(views)) for block in blocks]):
         for batch in batches:

@@ -5,7 +5,7 @@ import pytest
 
 import potstill as package
 
-COMMANDS = ["demo", "train", "distill", "evaluate", "export", "methods", "models", "taps", "config"]
+COMMANDS = ["demo", "train", "distill", "evaluate", "export", "profile", "methods", "models", "taps", "config"]
 
 
 def test_help_lists_every_command(potstill):

@@ -1,9 +1,14 @@
 """``potstill profile``: what it prints, what its JSON holds, and what it leaves alone."""
 
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +97,25 @@ def test_the_recipes_own_folder_is_not_made(potstill, tiny, tmp_path):
     result = potstill("profile", *tiny, f"run={tmp_path / 'run'}", *FEW)
     assert result.exit_code == 0, result.output
     assert not (tmp_path / "run").exists()
+
+
+def test_told_to_stop_it_leaves_nothing(tiny, tmp_path):
+    command = [sys.executable, "-m", "potstill", "profile", *tiny, "--steps", "1000000", "--seconds", "1000"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
+    running = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        until = time.monotonic() + 60
+        while not list(tmp_path.glob("potstill-profile-*/*")) and time.monotonic() < until:
+            assert running.poll() is None, running.communicate()[1]
+            time.sleep(0.05)
+        time.sleep(0.5)
+        running.send_signal(signal.SIGTERM)
+        _, said = running.communicate(timeout=60)
+    finally:
+        running.kill()
+    assert running.returncode == 128 + signal.SIGTERM, said
+    assert "Traceback" not in said
+    assert not list(tmp_path.glob("potstill-profile-*"))
 
 
 @pytest.mark.parametrize(

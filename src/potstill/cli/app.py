@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from potstill.cli.errors import Commands
+from potstill.cli.profiling import profile
 from potstill.cli.showing import config, methods, models, taps
 from potstill.cli.store import store
 from potstill.cli.training import demo, distill, train
@@ -79,6 +80,7 @@ app.command(
         "potstill export runs/small", "potstill export runs/small --format onnx --format torch --out build",
     )
 )(export)  # fmt: skip
+app.command(epilog=_examples("potstill profile recipe.yaml", "potstill profile runs/small --steps 50 --json"))(profile)
 app.add_typer(store, name="store")
 app.command(epilog=_examples("potstill methods", "potstill methods pefd"))(methods)
 app.command(epilog=_examples("potstill models", "potstill models 'cifar/*'", "potstill models '*convnext*' --json"))(

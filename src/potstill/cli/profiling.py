@@ -1,5 +1,9 @@
 """The command that says where a run's time goes: profile."""
 
+import contextlib
+import signal
+from collections.abc import Iterator
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -36,7 +40,7 @@ def profile(
         from potstill.procedures.profiling import profile as profile_recipe
         from potstill.training.distributed import joined
 
-        with joined(recipe.device) as processes:
+        with joined(recipe.device) as processes, _leaving_nothing():
             found = profile_recipe(recipe, processes, steps, seconds, compile)
     if not is_main_process():
         return
@@ -44,6 +48,24 @@ def profile(
         print_json(_plain(found))
     else:
         _show(found, console)
+
+
+@contextlib.contextmanager
+def _leaving_nothing() -> Iterator[None]:
+    """End by SIGTERM as by an error, so that the temporary folder goes too; nothing is to be saved here."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise typer.Exit(128 + number)
+
+    try:
+        before = signal.signal(signal.SIGTERM, leave)
+    except ValueError:  # outside the main thread Python takes no signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _show(found: "Profile", console: "Console") -> None:

@@ -1,6 +1,7 @@
 """The loader for sets of any size: images are decoded and cropped by worker processes as they are needed."""
 
 import signal
+import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -44,6 +45,15 @@ def _start_worker(number: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _stop_workers(decoded: Iterator[Decoded]) -> None:
+    """End an iterator's worker processes, if it has any, in the orderly way that PyTorch has for it.
+
+    At the end of the process they would be told by a signal, which they leave to the main process, and be waited for.
+    """
+    if (stop := getattr(decoded, "_shutdown_workers", None)) is not None:
+        stop()
 
 
 class StreamingLoader:
@@ -123,6 +133,7 @@ class StreamingLoader:
         self._workers, self._prefetch = workers, prefetch
         self._keys = _Keys(plan)
         self._decoded = self._loader(self._keys, persistent=True)
+        self._closing: weakref.finalize | None = None
 
     @property
     def steps(self) -> int:
@@ -135,6 +146,8 @@ class StreamingLoader:
         self._keys.epoch, self._keys.view, self._keys.start = epoch, view, start
         order = self.plan.order(epoch)
         decoded = iter(self._decoded)
+        if self._closing is None:  # the workers are kept from epoch to epoch
+            self._closing = weakref.finalize(self, _stop_workers, decoded)
         seen = damaged = 0
         for k in range(start, self.steps):
             batches = []
@@ -167,13 +180,18 @@ class StreamingLoader:
                 asked.append((check_request(index, views, self.plan.length), list(views)))
                 yield index.tolist(), list(views)
 
-        for each in self._loader(keys(), persistent=False):
-            found = self._checked(each)
-            index, views = asked.popleft()
-            yield [
-                self._batch(pixels, index[found.kept], view, 1.0)
-                for pixels, view in zip(found.pixels, views, strict=True)
-            ]
+        decoded = iter(self._loader(keys(), persistent=False))
+        closing = weakref.finalize(self, _stop_workers, decoded)
+        try:
+            for each in decoded:
+                found = self._checked(each)
+                index, views = asked.popleft()
+                yield [
+                    self._batch(pixels, index[found.kept], view, 1.0)
+                    for pixels, view in zip(found.pixels, views, strict=True)
+                ]
+        finally:
+            closing()
 
     def _loader(self, keys: Iterable[_Key], persistent: bool) -> DataLoader[Decoded]:
         return DataLoader(

@@ -140,7 +140,8 @@ def profile(
         rehearsal = Rehearsal(run, replace(prepared, data=replace(data, val=judged)), loader)  # type: ignore[arg-type]
         rounds, taken = _timed(rehearsal, steps, seconds)
         stored = run.teacher is not None and not taught_live(part)
-        step = _middle(rounds, stored, processes.device)
+        middle = _middle(rounds)
+        step = _step_times(rounds, middle, stored, processes.device)
         evaluation = _evaluation(rehearsal, judged, part) if judged else 0.0
         bench = Bench(run, prepared, split, list(loader.recent), step, scratch, seconds / 4, compiled)
         epochs = sum(one.epochs for one in run.phases)
@@ -161,7 +162,7 @@ def profile(
             batch_size=part.batch_size,
             steps=taken,
             step=step,
-            wall_ms=statistics.median(one.wall for one in rounds),
+            wall_ms=statistics.fmean(one.wall for one in middle),
             epochs=epochs,
             epoch_steps=prepared.loader.steps,
             evaluation_seconds=evaluation,
@@ -212,11 +213,15 @@ def _timed(rehearsal: Rehearsal, steps: int, seconds: float) -> tuple[list[Round
     return rounds, taken
 
 
-def _middle(rounds: list[Round], stored: bool, device: torch.device) -> StepTimes:
-    """The mean of the middle half of the rounds, ordered by a step's time: what disturbs a few of them is left out."""
+def _middle(rounds: list[Round]) -> list[Round]:
+    """The middle half of the rounds by a step's time: what disturbs a few of them is left out."""
     ordered = sorted(rounds, key=lambda one: one.ms)
+    return ordered[len(rounds) // 4 : len(rounds) - len(rounds) // 4]
+
+
+def _step_times(rounds: list[Round], kept: list[Round], stored: bool, device: torch.device) -> StepTimes:
+    """The mean of the rounds that are kept, with the quartiles of all."""
     low, _, high = statistics.quantiles([one.ms for one in rounds], n=4, method="inclusive")
-    kept = ordered[len(rounds) // 4 : len(rounds) - len(rounds) // 4]
     return StepTimes(
         parts={part: statistics.fmean(one.parts[part] for one in kept) for part in STEP_PARTS if part != "graph"},
         low=low,

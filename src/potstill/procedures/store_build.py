@@ -28,7 +28,9 @@ __all__ = ["Built", "build_store", "check_store"]
 
 log = logging.getLogger(__name__)
 
-_IMAGES = 256  # of one request: each is decoded once, for all the views of it that are missing
+# Of one request: each image is decoded once, for all the views of it that are missing. What a network keeps of 64
+# images stays in a CPU's caches; 256 take half as long again for each.
+_IMAGES, _IMAGES_ON_A_CPU = 256, 64
 _COMMIT_SECONDS = 20.0
 
 
@@ -134,11 +136,12 @@ def _prepared(recipe: Recipe, processes: Processes) -> tuple[Teacher, Needs, Dat
 
 def _requests(store: Store, processes: Processes) -> Iterator[tuple[Tensor, list[int]]]:
     """This process's blocks of images, each with the views of which a record is missing in the block."""
-    blocks = range(0, store.samples, _IMAGES)
+    size = _IMAGES_ON_A_CPU if processes.device.type == "cpu" else _IMAGES
+    blocks = range(0, store.samples, size)
     for number, start in enumerate(blocks):
         if number % processes.world != processes.rank:
             continue
-        index = torch.arange(start, min(start + _IMAGES, store.samples))
+        index = torch.arange(start, min(start + size, store.samples))
         views = [view for view in range(store.views) if not store.has(index, view).all()]
         if views:
             yield index, views
