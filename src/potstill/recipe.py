@@ -27,6 +27,8 @@ _ROWS = {
     "drops": "parts of the run from 0 to 1, like [0.625, 0.75]: epoch 150 of 240 is 0.625",
     "stage_epochs": "a number of epochs, or one for each stage, like [20, 20, 20]",
     "maps": "a list of layers, like [layer1, layer2]",
+    "keep": "a list out of logits, embedding, maps, preacts, blocks and peers, like [logits, embedding]",
+    "students": "a list of what differs in each, like [{seed: 1}, {model: resnet20, name: larger}]",
     "others": "a list of runs' folders, like [runs/a, runs/b]",
     "peers": "a list of networks, like [resnet20, resnet8]",
     "assistants": "a list of networks, like [resnet56, resnet20]",

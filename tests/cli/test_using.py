@@ -3,6 +3,7 @@ import shutil
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from potstill.data.open import open_data
@@ -36,7 +37,8 @@ def test_a_loss_that_is_no_number_is_null_in_json(potstill, teacher_run, tmp_pat
 def test_evaluate_weights_without_a_run(potstill, teacher_run):
     weights = f"student.weights={teacher_run / 'student.safetensors'}"
     arguments = ["student.model=resnet8", weights, "data.val_fraction=0.9", "--json"]
-    found = json.loads(potstill("evaluate", *arguments).stdout)
+    precision = yaml.safe_load((teacher_run / "recipe.yaml").read_text())["precision"]
+    found = json.loads(potstill("evaluate", *arguments, f"precision={precision}").stdout)
     ended = json.loads((teacher_run / "result.json").read_text())["rows"]["student"]
     assert found["top1"] == ended["top1"]
 

@@ -15,6 +15,9 @@ from potstill.cli.output import only_json, print_json
 from potstill.errors import RecipeError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
     from rich.console import Console
 
     from potstill.config import NetworkConfig, Recipe
@@ -143,7 +146,8 @@ def _show(recipe: "Recipe", outcome: "Outcome", json: bool, then: str | None = N
         print_json({"folder": str(outcome.folder), "rows": outcome.rows, "difference": difference})
         return
     console = open_console()
-    models = {"control": _called(recipe.student), "student": _called(recipe.student)}
+    several = {name: _model_of(entry) for name, entry in zip(_titles(outcome), recipe.students, strict=False)}
+    models = {name: several.get(name) or _called(recipe.student) for name in ("control", "student", *several)}
     if recipe.teacher is not None:
         models["teacher"] = _called(recipe.teacher)
     console.print(results_table(outcome.rows, models))
@@ -158,12 +162,22 @@ def _show(recipe: "Recipe", outcome: "Outcome", json: bool, then: str | None = N
             f"val_total, is {judged['val_total']:.4g}; less is better.",
             soft_wrap=True,
         )
-    export = ["potstill", "export", str(outcome.folder)]
+    export = ["potstill", "export", str(outcome.folder / next(iter(several), "."))]
     if own := _own_code(recipe):
         export += ["--model", own]
     console.print(f"Everything is in {outcome.folder}. Next: {shlex.join(export)}", soft_wrap=True)
     if then:
         console.print(f"To teach a smaller one: {then}", soft_wrap=True)
+
+
+def _titles(outcome: "Outcome") -> list[str]:
+    return [name for name in outcome.rows if name != "teacher"]
+
+
+def _model_of(entry: "Mapping[str, Any]") -> str | None:
+    """The network that a student's entry names, where it is another than the recipe's."""
+    model: str | None = entry.get("model") or (entry.get("student") or {}).get("model")
+    return model
 
 
 def _teaching(recipe: "Recipe", folder: Path) -> str:

@@ -26,6 +26,8 @@ _FREE = (
 )  # fmt: skip
 # Made from the data where the recipe does not say them.
 _DERIVED = ("data.crop", "data.flip", "data.loader", "data.mean", "data.std")
+# Made from the run's seed where the recipe does not say them.
+_SEEDS = ("data.order_seed", "data.view_seed")
 # What is compared by its hash: what to say where it changed, and the section whose fields say it where they changed.
 _HASHED = {
     "data": ("the training images have changed", "data."),
@@ -99,6 +101,8 @@ def _differing_fields(before: dict[str, Any], now: dict[str, Any], other_teacher
         before, now = ({**one, "teacher": one.get("teacher") or _NO_TEACHER} for one in (before, now))
     free = tuple(name for name in _FREE if not (name == "teacher.weights" and other_teacher))
     found = {key: (old, new) for key, old, new in _differences(before, now) if not _within(key, free)}
+    if "seed" in found:
+        found = {key: values for key, values in found.items() if key not in _SEEDS}
     if any(key.startswith("data.") and key not in _DERIVED for key in found):
         found = {key: values for key, values in found.items() if key not in _DERIVED}
     return {key: f"{key} was {_short(old)}, now {_short(new)}" for key, (old, new) in found.items()}

@@ -33,6 +33,7 @@ from potstill.procedures.networks import (
 from potstill.procedures.phases import Phase, plan_phases
 from potstill.procedures.prepared import Prepared
 from potstill.procedures.speed import autocast_of
+from potstill.procedures.stored import find_store
 from potstill.training.checkpoints import Checkpoints
 from potstill.training.distributed import Processes
 from potstill.training.ema import WeightAverage
@@ -78,6 +79,8 @@ class SingleRun:
         torch.manual_seed(recipe.seed)  # the projectors' draws do not depend on how many the student took
         setting = build_setting(recipe, self.student, self.teacher, facts, processes)
         self.phases = plan_phases(recipe, self.student, setting, lambda part: build_objective(part, setting, facts))
+        if self.teacher and recipe.teacher and recipe.teacher.store and not recipe.store.fill:
+            find_store(recipe, self.needs)
         self.trainable = {name for name, p in self.student.network.named_parameters() if p.requires_grad}
         self.identity = {"data": facts.identity, "teacher": self.teacher.identity if self.teacher else None}
         processes.on_main(lambda: must_be_the_same(recipe, folder, self.identity))

@@ -1,6 +1,7 @@
 """What "auto" means for the settings of speed: the machine and the run decide, and a run that has begun keeps to it."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,6 +9,10 @@ import torch
 from potstill.config import Recipe
 from potstill.errors import RecipeError
 from potstill.networks.processor import native_bf16
+from potstill.procedures.store_key import views_of
+from potstill.procedures.stored import HELD_ON_A_DEVICE, held_bytes
+from potstill.store import Store
+from potstill.store.manifest import MANIFEST_FILE
 from potstill.training.distributed import Processes
 
 __all__ = ["autocast_of", "resolve_speed"]
@@ -57,15 +62,24 @@ def _against_a_graph(recipe: Recipe, processes: Processes) -> list[str]:
         "mixup and CutMix draw on the host": recipe.data.mixup > 0 or recipe.data.cutmix > 0,
         "several students go side by side": bool(recipe.students),
         "a store is filled by the host": recipe.store.fill,
-        "vkd takes a decomposition that cannot be recorded": "vkd" in recipe.objective,
-        "orthogonal projectors take a decomposition that cannot be recorded": _constrained(recipe),
+        "vkd's whitening cannot be recorded": _argument(recipe, "vkd", "normalisation") == "whitening",
+        "orthogonal projectors cannot be recorded": _argument(recipe, "pefd", "constraint") is not None,
+        "the store is too large for the device": _reads_on_the_host(recipe),
     }
     return [reason for reason, holds in reasons.items() if holds]
 
 
-def _constrained(recipe: Recipe) -> bool:
-    term = recipe.objective.get("pefd")
-    return isinstance(term, dict) and term.get("constraint") is not None
+def _argument(recipe: Recipe, method: str, name: str) -> object:
+    term = recipe.objective.get(method)
+    return term.get(name) if isinstance(term, dict) else None
+
+
+def _reads_on_the_host(recipe: Recipe) -> bool:
+    """Whether the recipe's store is larger than what is held on a device, so that the host reads its rows."""
+    if recipe.teacher is None or recipe.teacher.store is None or recipe.store.fill:
+        return False
+    there = (Path(recipe.teacher.store) / MANIFEST_FILE).exists()  # one that is missing is told of elsewhere
+    return there and held_bytes(Store.open(recipe.teacher.store), views_of(recipe)) > HELD_ON_A_DEVICE
 
 
 def autocast_of(recipe: Recipe) -> torch.dtype | None:

@@ -1,6 +1,8 @@
 """Building a teacher's store: every view of every image through the live teacher once, by one process or several."""
 
+import functools
 import logging
+import operator
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,11 +15,12 @@ from potstill.analysis.class_means import ClassMeans
 from potstill.config import Recipe
 from potstill.errors import RecipeError
 from potstill.methods.base import Needs
+from potstill.methods.registry import find_method
 from potstill.networks.teacher import Teacher
 from potstill.procedures.data import Data, describe_data, open_split, prepare_data
-from potstill.procedures.networks import build_objective, build_setting, build_student, build_teacher
+from potstill.procedures.networks import build_teacher
 from potstill.procedures.run import resolve_with
-from potstill.procedures.stored import check_rows, make_store, on_demand, open_stored
+from potstill.procedures.stored import check_rows, chosen, make_store, on_demand, open_stored
 from potstill.procedures.students import students_of
 from potstill.store import Store
 from potstill.training.distributed import Processes
@@ -81,10 +84,9 @@ def build_store(
     for batches in data.train.requested(_requests(store, processes)):
         for batch in batches:
             missing = ~store.has(batch.index, batch.view)
-            if not missing.any():  # of several views of one image some may be there
-                continue
-            store.write(batch.index, batch.view, teacher.features(batch, **on_demand(store.layout.taps)))
-            computed += len(batch)
+            found = teacher.features(batch, **on_demand(store.layout.taps))
+            store.write(batch.index[missing], batch.view[missing], chosen(found, missing))
+            computed += int(missing.sum())
         if time.perf_counter() - committed > _COMMIT_SECONDS:
             store.commit()
             committed = time.perf_counter()
@@ -99,7 +101,8 @@ def build_store(
         processes.on_main(lambda: _keep_means(store, data))
     processes.wait()
     size = sum(file.stat().st_size for file in store.folder.iterdir())
-    return Built(store.folder, len(store), computed, time.perf_counter() - began, size)
+    (everywhere,) = processes.sum(torch.tensor([float(computed)], device=processes.device)).tolist()
+    return Built(store.folder, len(store), round(everywhere), time.perf_counter() - began, size)
 
 
 def check_store(recipe: Recipe, processes: Processes) -> int:
@@ -123,12 +126,8 @@ def _prepared(recipe: Recipe, processes: Processes) -> tuple[Teacher, Needs, Dat
     facts = describe_data(recipe, split)
     teacher = build_teacher(recipe, facts, processes)
     parts = students_of(recipe, Path()).values() if recipe.students else [recipe]
-    needs = Needs()
-    for part in parts:
-        if part.teacher is not None and (part.student.model or part.student.weights):
-            student = build_student(part, facts, teacher)
-            setting = build_setting(part, student, teacher, facts, processes)
-            needs |= build_objective(part, setting, facts).needs
+    terms = [name for part in parts if part.teacher is not None for name in part.objective]
+    needs = functools.reduce(operator.or_, (find_method(name).needs for name in terms), Needs())
     if teacher is None:
         raise RecipeError("A store holds a teacher's outputs, and the recipe names no teacher.")
     return teacher, needs, prepare_data(recipe, split, processes), recipe
@@ -142,9 +141,10 @@ def _requests(store: Store, processes: Processes) -> Iterator[tuple[Tensor, list
         if number % processes.world != processes.rank:
             continue
         index = torch.arange(start, min(start + size, store.samples))
-        views = [view for view in range(store.views) if not store.has(index, view).all()]
-        if views:
-            yield index, views
+        missing = torch.stack([~store.has(index, view) for view in range(store.views)])  # (views, images)
+        # Whole blocks, though some of a block may be there: a network's rounding depends on how many images it sees.
+        if missing.any():
+            yield index, missing.any(1).nonzero()[:, 0].tolist()
 
 
 def _keep_means(store: Store, data: Data) -> None:

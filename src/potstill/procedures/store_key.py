@@ -36,7 +36,7 @@ def taps_to_keep(recipe: Recipe, needs: Needs) -> tuple[str, ...]:
     if not kept:
         raise RecipeError(
             f"No method of the objective ({', '.join(recipe.objective)}) reads the teacher's logits or embedding, so a "
-            "store would hold nothing. Name what it shall hold with store.keep=[logits, embedding]; feature maps are "
+            "store would hold nothing. Name what it shall hold, store.keep=[logits, embedding]; feature maps are "
             "large, and have to be named too."
         )
     return kept

@@ -21,7 +21,7 @@ from potstill.store.fields import TAPS, named
 from potstill.store.manifest import MANIFEST_FILE
 from potstill.training.distributed import Processes
 
-__all__ = ["StoredTeaching", "check_rows", "make_store", "open_stored"]
+__all__ = ["HELD_ON_A_DEVICE", "StoredTeaching", "check_rows", "find_store", "held_bytes", "make_store", "open_stored"]
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,9 @@ _CHECKED, _CHECKED_VIEWS = 16, 4  # samples of so many views that are computed a
 # How far a row may be from what the live teacher says now, against the largest number of its kind in these rows. A
 # teacher's rounding depends a little on the batch that an image comes in; another teacher or another image is far off.
 _TOLERANCE = {"fp32": 1e-4, "fp16": 2e-3, "bf16": 3e-2}
-_MEMORY = 4 << 30  # bytes of records that a GPU may hold, so that nothing waits for the host
+HELD_ON_A_DEVICE = 4 << 30
+"""Bytes of records that a GPU may hold, so that nothing waits for the host."""
+
 _ROWS_OF_TENSORS = ("maps", "preacts", "blocks", "peers")
 
 
@@ -52,8 +54,7 @@ class StoredTeaching:
     ) -> None:
         self.store, self.teacher, self.fill, self.live = store, teacher, fill, live
         self._taps = store.layout.taps
-        size = store.layout.record_bytes * store.samples * views
-        on_device = device.type == "cuda" and not fill and size <= _MEMORY
+        on_device = device.type == "cuda" and not fill and held_bytes(store, views) <= HELD_ON_A_DEVICE
         self._rows = store.resident(device, range(views)) if on_device else store
         self._batches = 0
 
@@ -84,6 +85,11 @@ class StoredTeaching:
         return laid_over(made, self.store.read(batch.index[there], batch.view[there]), there) if there.any() else made
 
 
+def held_bytes(store: Store, views: int) -> int:
+    """What the records of some views take."""
+    return store.layout.record_bytes * store.samples * views
+
+
 def open_stored(recipe: Recipe, teacher: Teacher, needs: Needs, data: Data, processes: Processes) -> StoredTeaching:
     """The store that a recipe names in its teacher's place, compared with what it should be made of.
 
@@ -98,33 +104,45 @@ def open_stored(recipe: Recipe, teacher: Teacher, needs: Needs, data: Data, proc
         RecipeError: there is no such store, or it lacks what the objectives read or views that the run sees.
         RunError: it was made of something else, or its rows are not what the teacher says now.
     """
-    path, fill = Path(str(recipe.teacher.store if recipe.teacher else None)), recipe.store.fill
+    fill = recipe.store.fill
     if fill:
         processes.on_main(lambda: make_store(recipe, teacher, needs, data))
         processes.wait()
-    elif not (path / MANIFEST_FILE).exists():
-        raise RecipeError(
-            f"There is no store in {path}. Build it with `potstill store build` and this recipe, or set "
-            "store.fill=true to have this run make it."
-        )
-    reads = tuple(tap for tap in TAPS if tap in needs.teacher)
-    there = Store.open(path)
-    lacking = [tap for tap in reads if tap not in there.layout.taps]
-    if lacking and not recipe.store.live:
-        raise RecipeError(
-            f"The store in {path} keeps {' and '.join(there.layout.taps)}, but the objective reads "
-            f"{' and '.join(lacking)} too. Set store.live=true to ask the live teacher for them, which costs its pass "
-            "in every step; or build a store that has them, with store.keep."
-        )
+    there = find_store(recipe, needs)
+    path, reads = there.folder, tuple(tap for tap in TAPS if tap in needs.teacher)
     key = store_key(recipe, teacher, data, tuple(tap for tap in reads if tap in there.layout.taps) or there.layout.taps)
     asked = [name for name, value in (("dtype", recipe.store.dtype), ("top_k", recipe.store.top)) if value is not None]
     store = Store.open(path, key, asked)
     if fill:
         store = Store.open(path, write=True)
-    else:
-        must_suffice(store, views_of(recipe), recipe)
     check_rows(store, teacher, data)
     return StoredTeaching(store, teacher, fill, recipe.store.live, processes.device, views_of(recipe))
+
+
+def find_store(recipe: Recipe, needs: Needs) -> Store:
+    """The store that a recipe names, with all rows that a run of it reads; what can be said before data are decoded.
+
+    Raises:
+        RecipeError: there is no such store, or it lacks what the objectives read or rows that the run sees.
+    """
+    path = Path(str(recipe.teacher.store if recipe.teacher else None))
+    if not (path / MANIFEST_FILE).exists():
+        raise RecipeError(
+            f"There is no store in {path}. Build it with `potstill store build` and this recipe, or set "
+            "store.fill=true to have this run make it."
+        )
+    store = Store.open(path)
+    kept = store.layout.taps
+    lacking = [tap for tap in TAPS if tap in needs.teacher and tap not in kept]
+    if lacking and not recipe.store.live:
+        raise RecipeError(
+            f"The store in {path} keeps {' and '.join(kept)}, but the objective reads {' and '.join(lacking)} too. Set "
+            "store.live=true to ask the live teacher for them, which costs its pass in every step; or build a store "
+            "that has them, with store.keep."
+        )
+    if not recipe.store.fill:
+        must_suffice(store, views_of(recipe), recipe)
+    return store
 
 
 def must_suffice(store: Store, views: int, recipe: Recipe) -> None:
