@@ -228,6 +228,8 @@ def _taught(raw: dict[str, Any]) -> bool:
 def _sentence(item: Any, raw: dict[str, Any]) -> str:
     """One pydantic error with the key, what was got and what was expected; a validator may say several lines."""
     loc = [str(part) for part in item["loc"]]
+    if len(loc) > 1 and (loc[-1] == "bool" or loc[-1].startswith("literal[")):  # either of two kinds: said once
+        return f"{'.'.join(loc[:-1])} is {_shown(item['input'])}; expected auto, true or false."
     key, kind, shown = ".".join(loc), item["type"], _shown(item["input"])
     if kind == "extra_forbidden":
         siblings = _fields_at(loc[:-1])

@@ -47,6 +47,7 @@ def test_all_mistakes_of_a_recipe_are_said_at_once(refused, tmp_path, monkeypatc
         (["device=0"], """device is 0; expected text, in quotes like '"0"'."""),
         (["control=perhaps"], "control is 'perhaps'; expected true or false."),
         (["control=2"], "control is 2; expected true or false."),
+        (["compile=perhaps"], "compile is 'perhaps'; expected auto, true or false."),
         (["data=digits"], "data is 'digits'; write data: {source: digits}, or data.source=digits as an override."),
         (["data=photos"], "data is 'photos'; write data: {path: photos}, or data.path=photos as an override."),
         (

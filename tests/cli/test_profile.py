@@ -125,6 +125,7 @@ def test_told_to_stop_it_leaves_nothing(tiny, tmp_path):
         (["student.model=resnet9000"], "resnet9000"),
         (["nowhere.yaml"], "nowhere.yaml"),
         (["--steps", "3"], "3 steps are too few"),
+        (["--seconds", "nan"], "nan seconds are no time to measure in"),
         (["--epochs", "3"], "it is a key of the recipe: epochs=3"),
         (["data.path=nowhere"], "There is no nowhere"),
     ],

@@ -257,6 +257,26 @@ def test_building_says_what_is_missing(teacher: Path, distill, tmp_path: Path) -
     assert "store.fill" in call("distill", *TINY, f"teacher.weights={teacher}", "store.fill=true", code=2)
 
 
+def test_a_store_without_what_the_objective_reads_is_not_built(teacher: Path, tmp_path: Path) -> None:
+    said = build(teacher, tmp_path / "store", "store.keep=[maps]", code=2)
+    assert "store.keep=[maps] leaves out logits and embedding, which the objective reads" in " ".join(said.split())
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_file_in_a_stores_place_is_told(teacher: Path, distill, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert "is a file; a store is a folder" in build(teacher, tmp_path / "file", code=2)
+    assert "is a file" in distill(f"teacher.store={tmp_path / 'file'}", f"run={tmp_path / 'run'}", code=2)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_wrong_store_is_told_before_anything_trains(distill, store: Path, tmp_path: Path) -> None:
+    values = ("control=true", f"run={tmp_path / 'run'}")
+    distill("data.views=3", f"teacher.store={store}", *values, code=2)
+    distill(f"teacher.store={tmp_path / 'none'}", *values, code=2)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_builder_killed_five_times_loses_nothing(teacher: Path, tmp_path: Path) -> None:
     """SIGKILL at random instants of real processes; the store ends byte for byte as an undisturbed one."""
 

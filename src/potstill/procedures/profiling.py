@@ -114,6 +114,8 @@ def profile(
         raise RunError("A profile is of one process; start it without torchrun.")
     if steps < FEWEST:
         raise RunError(f"{steps} steps are too few to tell a time from its noise; give {FEWEST} or more.")
+    if not (math.isfinite(seconds) and seconds >= 0):
+        raise RunError(f"{seconds} seconds are no time to measure in; give 0 (the fewest rounds) or more, such as 60.")
     split = open_split(recipe.data)
     part, notes = _one_network(resolve_with(recipe, split, processes))
     graphed, part = part.graph is True, with_value(part, "graph", False)

@@ -117,10 +117,8 @@ def check_store(recipe: Recipe, processes: Processes) -> int:
 
 def _prepared(recipe: Recipe, processes: Processes) -> tuple[Teacher, Needs, Data, Recipe]:
     if recipe.teacher is None or recipe.teacher.store is None:
-        raise RecipeError(
-            "There is no store to build: name a teacher and the store's folder, "
-            "teacher.weights=RUN teacher.store=FOLDER."
-        )
+        missing = "a teacher and the store's folder, teacher.weights=RUN" if recipe.teacher is None else "its folder,"
+        raise RecipeError(f"There is no store to build: name {missing} teacher.store=FOLDER.")
     split = open_split(recipe.data)
     recipe = resolve_with(recipe, split, processes)
     facts = describe_data(recipe, split)

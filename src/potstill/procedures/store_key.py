@@ -31,6 +31,12 @@ def taps_to_keep(recipe: Recipe, needs: Needs) -> tuple[str, ...]:
         RecipeError: the objective reads no teacher.
     """
     if recipe.store.keep is not None:
+        left_out = [name for name in VECTORS if name in needs.teacher and name not in recipe.store.keep]
+        if left_out and not recipe.store.live:
+            raise RecipeError(
+                f"store.keep=[{', '.join(recipe.store.keep)}] leaves out {' and '.join(left_out)}, which the objective "
+                "reads. Name them too; or set store.live=true, for runs that ask the live teacher for them."
+            )
         return recipe.store.keep
     kept = tuple(name for name in VECTORS if name in needs.teacher or (name == "embedding" and needs.class_means))
     if not kept:

@@ -125,7 +125,7 @@ def find_store(recipe: Recipe, needs: Needs) -> Store:
     Raises:
         RecipeError: there is no such store, or it lacks what the objectives read or rows that the run sees.
     """
-    path = Path(str(recipe.teacher.store if recipe.teacher else None))
+    path = _folder(recipe)
     if not (path / MANIFEST_FILE).exists():
         raise RecipeError(
             f"There is no store in {path}. Build it with `potstill store build` and this recipe, or set "
@@ -168,7 +168,7 @@ def make_store(recipe: Recipe, teacher: Teacher, needs: Needs, data: Data) -> St
         RecipeError: for what cannot be stored.
         RunError: the folder holds the store of something else.
     """
-    path, views = Path(str(recipe.teacher.store if recipe.teacher else None)), views_of(recipe)
+    path, views = _folder(recipe), views_of(recipe)
     if (path / MANIFEST_FILE).exists():
         there = Store.open(path)
         key = store_key(recipe, teacher, data, there.layout.taps)
@@ -216,6 +216,13 @@ def check_rows(store: Store, teacher: Teacher, data: Data) -> int:
                         "such as a library that decodes the images; build the store anew in another folder."
                     )
     return seen
+
+
+def _folder(recipe: Recipe) -> Path:
+    path = Path(str(recipe.teacher.store if recipe.teacher else None))
+    if path.exists() and not path.is_dir():
+        raise RecipeError(f"teacher.store={path} is a file; a store is a folder. Give another one.")
+    return path
 
 
 def on_demand(taps: Collection[str]) -> dict[str, bool]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from potstill.config import Recipe
 from potstill.errors import RecipeError, nearest
-from potstill.recipe import parse_recipe
+from potstill.recipe import is_key, parse_recipe
 
 __all__ = ["students_of"]
 
@@ -41,10 +41,15 @@ def students_of(recipe: Recipe, folder: Path) -> dict[str, Recipe]:
     made: dict[str, Recipe] = {}
     for number, entry in enumerate(recipe.students, start=1):
         name, own = _read(entry, number)
-        if name in made:
+        if name.lower() in map(str.lower, made):
             raise RecipeError(f"students: two of them are called {name!r}; give one another name.")
         alone: dict[str, Any] = {"store": {}} if own.get("teacher", recipe.teacher) is None else {}
         raw = base | alone | {key: _over(base.get(key), value, key) for key, value in own.items()}
+        if raw["teacher"]:  # the one that they share computes as the recipe around them says
+            precision = raw["teacher"]["precision"]
+            raw["teacher"] = {
+                **raw["teacher"], "precision": recipe.precision if precision == "auto" else precision
+            }  # fmt: skip
         made[name] = parse_recipe(raw | {"run": str(folder / name)}, f"the student {name!r}")
     return made
 
@@ -55,6 +60,8 @@ def _read(entry: dict[str, Any], number: int) -> tuple[str, dict[str, Any]]:
     if "model" in own:
         own["student"] = {**own.get("student", {}), "model": own.pop("model")}
     for key, value in own.items():
+        if not is_key(key) and key != "name":
+            raise RecipeError(f"students[{number}]: unknown key {key!r}.{nearest(key, (*OWN, 'model'))}")
         if key not in OWN and not (key == "teacher" and value is None):
             raise RecipeError(
                 f"students[{number}] has the key {key!r}, which the students share: they see the same images and the "
