@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import timm
 import torch
+from plain import PlainLoop
 from torch import nn
-from torch.nn import functional as F
 
 import potstill.networks.cifar  # noqa: F401 - registers the zoo with timm
 from potstill.batch import Batch
@@ -38,29 +38,6 @@ from potstill.training.settings import Settings
 from potstill.training.step import TrainingStep
 
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
-
-
-class PlainLoop:
-    """The same training in plain PyTorch, as one would write it for one experiment."""
-
-    def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
-        self.student = student.to(memory_format=torch.channels_last).train()
-        self.teacher = teacher.to(memory_format=torch.channels_last).eval()
-        self.projectors = nn.ModuleList(nn.Linear(256, 256) for _ in range(3))
-        parameters = [*self.student.parameters(), *self.projectors.parameters()]
-        self.optimizer = torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=5e-4)
-
-    def step(self, images: torch.Tensor, labels: torch.Tensor) -> None:
-        with torch.no_grad():
-            target = self.teacher.forward_head(self.teacher.forward_features(images), pre_logits=True)
-        embedding = self.student.forward_head(self.student.forward_features(images), pre_logits=True)
-        logits = self.student.get_classifier()(embedding)
-        projected = sum(F.relu(projector(embedding)) for projector in self.projectors) / 3
-        cosine = F.cosine_similarity(projected, target, dim=1)
-        loss = F.cross_entropy(logits, labels) + 25 * (1 - cosine.mean())
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
 
 
 class Interleaved:
@@ -95,7 +72,7 @@ def main() -> None:
     loader = ResidentLoader(images, labels, plan, Augmentation(32, "pad", flip=True), MEAN, STD)
 
     def create(name: str) -> nn.Module:
-        return timm.create_model(name, num_classes=100)
+        return timm.create_model(name, num_classes=100).to(memory_format=torch.channels_last)
 
     loader = Interleaved(loader, PlainLoop(create(args.student), create(args.teacher)), min(args.steps, plan.steps))
     device = torch.device("cpu")
