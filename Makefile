@@ -47,7 +47,7 @@ bench: $(STAMP) ## the measurements of docs/performance.md, written into it (DAT
 	@$(BIN)/python benchmarks/report.py $(if $(DATA),--data $(DATA)) $(ARGS)
 
 lock: $(STAMP) ## write requirements.txt anew from pyproject.toml (ARGS=--upgrade takes newer versions)
-	@$(BIN)/uv pip compile pyproject.toml --extra export --extra dev --universal --python-version 3.11 --generate-hashes \
+	@$(BIN)/uv pip compile pyproject.toml --extra export --extra study --extra docs --extra dev --universal --python-version 3.11 --generate-hashes \
 		--no-annotate --custom-compile-command "make lock" --quiet --output-file requirements.txt $(ARGS)
 
 clean: ## remove .venv, caches and builds; runs/ stays

@@ -40,6 +40,12 @@ def own_modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             del sys.modules[name]
 
 
+@pytest.fixture(autouse=True)
+def quick_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A third of the rounds for the maps of reports, which every finished run writes: no test looks at their places."""
+    monkeypatch.setattr("potstill.report.maps._ROUNDS", 250)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Callable[[str], Path]:
     """A folder of the real data by name; a test that asks for one that is not there is skipped, with the reason."""

@@ -19,16 +19,16 @@ FLOORS = (
     {"batch", "errors", "files", "plain_json"},
     {"projectors", "networks", "data"},
     {"methods", "analysis"},
-    {"training", "tasks", "store"},
-    {"procedures", "config", "recipe", "section"},
-    {"export"},
+    {"training", "tasks", "store", "tracking"},
+    {"procedures", "config", "recipe", "section", "sentences"},
+    {"export", "study", "race", "report"},
     {"__init__"},  # the public names: they may come from any room, and no room asks for them
     {"cli", "__main__"},
 )
 FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 
 # A recipe's values reach the rooms below as plain arguments, so only these know that there are recipes.
-READERS_OF_RECIPES = {"__init__", "cli", "procedures", "config", "recipe", "section"}
+READERS_OF_RECIPES = {"__init__", "cli", "procedures", "config", "recipe", "section", "sentences", "study", "race", "report"}
 
 MOST_LINES = 320
 

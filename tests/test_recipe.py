@@ -11,7 +11,8 @@ from potstill import config
 from potstill.cli import app
 from potstill.config import Recipe
 from potstill.errors import RecipeError
-from potstill.recipe import _ROWS, dump_recipe, load_recipe, parse_recipe
+from potstill.recipe import dump_recipe, load_recipe, parse_recipe
+from potstill.sentences import ROWS
 
 
 def write(path: Path, text: str) -> Path:
@@ -152,7 +153,7 @@ def test_every_row_of_values_has_words_of_its_own() -> None:
         for name, field in section.model_fields.items()
         if "tuple" in str(field.annotation)
     }
-    assert rows == set(_ROWS)
+    assert rows == set(ROWS)
 
 
 def test_overrides_lie_over_the_file(tmp_path: Path) -> None:

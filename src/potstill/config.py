@@ -217,9 +217,14 @@ class LogConfig(Section):
         500, description="steps between two measurements of each term's share of the gradient; 0: off"
     )
     measures: bool = Field(
-        False, description="with each evaluation: norms, M_BC, and M_DA and CKA to the teacher (one more teacher pass)"
+        True, description="with each evaluation: norms, M_BC, and M_DA and CKA to the teacher, which is run once for it"
     )
     evaluate: Positive = Field(1, description="epochs between two evaluations; the last epoch is always evaluated")
+    report: bool = Field(True, description="write report.html into the run's folder when it is finished")
+    track: tuple[Literal["tensorboard", "trackio", "mlflow", "wandb"], ...] = Field(
+        (), description="also tell these trackers, each of which must be installed (potstill[track])"
+    )
+    project: str = Field("potstill", description="the trackers' name for what the run belongs to")
 
 
 class Recipe(Section):

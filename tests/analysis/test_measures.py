@@ -86,11 +86,15 @@ def test_between_class_cosine_of_fifty_thousand_images_in_a_second():
     assert found == pytest.approx(between_class_cosine(s, y).item(), rel=1e-4)
 
 
+def test_between_images_of_one_class_there_is_nothing_to_measure():
+    measures = FeatureMeasures(3, 2)
+    measures.add(torch.tensor([[3.0, 4.0], [0.0, 1.0]]), torch.tensor([1, 1]))
+    assert measures.values() == {"norm": 3.0}
+
+
 def test_what_is_refused():
     measures = FeatureMeasures(3, 2)
     measures.add(torch.ones(2, 2), torch.tensor([1, 1]))
-    with pytest.raises(DataError, match="two classes or more"):
-        measures.values()
     with pytest.raises(DataError, match="in every batch or in none"):
         measures.add(torch.ones(2, 2), torch.tensor([1, 1]), torch.ones(2, 2))
     with pytest.raises(DataError, match=r"got \(2, 3\) and \(4, 3\)"):

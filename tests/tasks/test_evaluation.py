@@ -10,7 +10,7 @@ from potstill.methods.objective import Objective
 from potstill.methods.pefd import pefd
 from potstill.networks.tap import tap
 from potstill.networks.teacher import Teacher
-from potstill.tasks.classification import accuracy_counts, evaluate
+from potstill.tasks.classification import Accuracies, accuracy_counts, evaluate, named
 from potstill.tasks.transfer import evaluate_transfer
 from potstill.training.distributed import Processes
 from potstill.training.step import TrainingStep
@@ -42,6 +42,30 @@ def test_accuracy_over_unequal_batches_and_fillers() -> None:
     five = (logits.topk(5).indices == targets[:, None]).any(1).float().mean().item()
     assert found["top5"] == pytest.approx(100 * five)
     assert found["val_loss"] == pytest.approx(nn.functional.cross_entropy(logits, targets).item(), rel=1e-5)
+
+
+def test_what_is_named_is_what_is_counted_as_right() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(500, 7).round()  # with many that are equally large
+    targets = torch.randint(0, 7, (500,))
+    classes, confidence = named(logits)
+    assert (classes.dtype, confidence.dtype) == (torch.int32, torch.float16)
+    assert (classes == targets).sum() == accuracy_counts(logits, targets)[0]
+    assert torch.equal(confidence, logits.softmax(1).max(1).values.half())
+    assert named(torch.tensor([[3.0], [-1.0]]))[1].tolist() == [1, 1]  # of one class
+
+
+def test_accuracies_of_parts_are_those_of_the_whole() -> None:
+    torch.manual_seed(0)
+    logits, targets = torch.randn(90, 10).bfloat16(), torch.randint(0, 10, (90,))
+    found = Accuracies(torch.device("cpu"))
+    for part in torch.arange(90).split(40):
+        found.add(logits[part], targets[part])
+    values = found.values(lambda sums: 2 * sums)  # two processes that saw the same
+    first, five, count = accuracy_counts(logits, targets).tolist()
+    assert values["top1"] == pytest.approx(100 * first / count)
+    assert values["top5"] == pytest.approx(100 * five / count)
+    assert values["val_loss"] == pytest.approx(nn.functional.cross_entropy(logits.float(), targets).item(), rel=1e-5)
 
 
 def test_transfer_is_the_objectives_mean_over_images() -> None:

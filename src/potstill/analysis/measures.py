@@ -17,7 +17,7 @@ class FeatureMeasures:
 
     M_BC needs no more than each class's sum of unit vectors, as
 
-    .. math:: M_{BC} = \frac{1}{N} \sum_k \frac{\langle S_k, \; \textstyle\sum_l S_l - S_k \rangle}{N - n_k},
+    .. math:: M_{BC} = \frac{1}{N} \sum_k \frac{\langle S_k, \; {\textstyle \sum_l} S_l - S_k \rangle}{N - n_k},
               \qquad S_k = \sum_{i: y_i = k} \frac{s_i}{\lVert s_i \rVert}
 
     so it takes O(N D) time and O(C D) memory. CKA needs the covariances, O((D + M)²). Sums are kept in float64 (float32
@@ -93,18 +93,15 @@ class FeatureMeasures:
         """The measures by name; waits for the device.
 
         Returns:
-            ``norm`` (mean length of the student's embeddings) and ``m_bc``; with a teacher ``norm_teacher`` and
-            ``cka``, and ``m_da`` where the embeddings have one length.
-
-        Raises:
-            DataError: for images of fewer than two classes.
+            ``norm`` (mean length of the student's embeddings), and ``m_bc`` where the images are of two classes or
+            more; with a teacher ``norm_teacher`` and ``cka``, and ``m_da`` where the embeddings have one length.
         """
         count = self._counts.sum()
-        if int((self._counts > 0).sum()) < 2:
-            raise DataError("The between-class cosine needs images of two classes or more.")
-        elsewhere = self._directions.sum(0) - self._directions
-        alike = (self._directions * elsewhere).sum(1) / (count - self._counts)
-        found = {"norm": self._scalars[0] / count, "m_bc": alike.sum() / count}
+        found = {"norm": self._scalars[0] / count}
+        if int((self._counts > 0).sum()) > 1:
+            elsewhere = self._directions.sum(0) - self._directions
+            alike = (self._directions * elsewhere).sum(1) / (count - self._counts)
+            found["m_bc"] = alike.sum() / count
         if self.paired:
             d = self._directions.shape[1]
             covariance = self._products - torch.outer(self._means, self._means) / count

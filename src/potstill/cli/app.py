@@ -6,10 +6,14 @@ import typer
 
 from potstill.cli.errors import Commands
 from potstill.cli.profiling import profile
+from potstill.cli.race import race
+from potstill.cli.report import report
 from potstill.cli.showing import config, methods, models, taps
 from potstill.cli.store import store
+from potstill.cli.study import study
 from potstill.cli.training import demo, distill, train
 from potstill.cli.using import analyze, evaluate, export
+from potstill.cli.watch import watch
 
 __all__ = ["app", "main"]
 
@@ -80,7 +84,27 @@ app.command(
         "potstill export runs/small", "potstill export runs/small --format onnx --format torch --out build",
     )
 )(export)  # fmt: skip
+app.command(epilog=_examples("potstill watch runs/small", "potstill watch runs/small --once"))(watch)
+app.command(
+    epilog=_examples(
+        "potstill study studies/digits.yaml", "potstill study studies/pefd-table1-cpu.yaml data.path=cifar100 --dry-run",
+        "potstill study study.yaml epochs=30 study.seeds=[10,20,30] study.workers=4 run=runs/compare",
+    )
+)(study)  # fmt: skip
 app.command(epilog=_examples("potstill profile recipe.yaml", "potstill profile runs/small --steps 50 --json"))(profile)
+app.command(
+    epilog=_examples(
+        "potstill report runs/small", "potstill report runs/a runs/b --out compared.html",
+        "potstill report runs/small --format md",
+    )
+)(report)  # fmt: skip
+app.command(
+    epilog=_examples(
+        "potstill race races/digits.yaml",
+        "potstill race recipe.yaml students='[resnet8, resnet20]' methods='{alone: {ce: 1}, kd: {ce: 1, kd: 1}}'",
+        "potstill race recipe.yaml candidates='[resnet8, {model: resnet14, optimizer: {lr: 0.1}}]' race.factor=2",
+    )
+)(race)  # fmt: skip
 app.add_typer(store, name="store")
 app.command(epilog=_examples("potstill methods", "potstill methods pefd"))(methods)
 app.command(epilog=_examples("potstill models", "potstill models 'cifar/*'", "potstill models '*convnext*' --json"))(

@@ -49,8 +49,8 @@ def train(arguments: Arguments = None, json: Json = False, resume: Resume = Fals
             "`potstill train` learns without a teacher, and the recipe names one; use `potstill distill`, or take the "
             "teacher section out."
         )
-    outcome = _run(recipe, json, resume)
-    _show(recipe, outcome, json, then=_teaching(recipe, outcome.folder))
+    outcome, reports = _run(recipe, json, resume)
+    _show(recipe, outcome, reports, json, then=_teaching(recipe, outcome.folder))
 
 
 def distill(arguments: Arguments = None, json: Json = False, resume: Resume = False) -> None:
@@ -65,7 +65,8 @@ def distill(arguments: Arguments = None, json: Json = False, resume: Resume = Fa
             "`potstill distill` learns from a teacher, and the recipe names none: give teacher.weights=RUN (a trained "
             "run's folder), or teacher.model and teacher.weights; or use `potstill train`."
         )
-    _show(recipe, _run(recipe, json, resume), json)
+    outcome, reports = _run(recipe, json, resume)
+    _show(recipe, outcome, reports, json)
 
 
 def demo(
@@ -104,10 +105,13 @@ def demo(
             return run_demo(recipe, folder, processes, interrupt, reporter)
 
         outcome = _in_this_process(recipe, console, training)
-    _show(recipe, outcome, json)
+        reports = _reported(recipe, outcome)
+    if reports and not json:
+        open_console().print(f"The report: {reports[0]}", soft_wrap=True)
+    _show(recipe, outcome, reports, json)
 
 
-def _run(recipe: "Recipe", json: bool, resume: bool) -> "Outcome":
+def _run(recipe: "Recipe", json: bool, resume: bool) -> "tuple[Outcome, list[Path]]":
     with only_json(json):
         console = open_console(json)
         from potstill.procedures.run import distill as run_recipe
@@ -115,19 +119,25 @@ def _run(recipe: "Recipe", json: bool, resume: bool) -> "Outcome":
         def training(processes: "Processes", interrupt: "Interrupt", reporter: "MakeReporter") -> "Outcome":
             return run_recipe(recipe, processes, interrupt, reporter, must_resume=resume)
 
-        return _in_this_process(recipe, console, training)
+        outcome = _in_this_process(recipe, console, training)
+        return outcome, _reported(recipe, outcome)
 
 
 def _in_this_process(recipe: "Recipe", console: "Console", training: "Training") -> "Outcome":
     """Train with this process's group, its interrupt and its reporters; leave with a signal's code where one came."""
+    from potstill.tracking import tracked
     from potstill.training.distributed import joined
     from potstill.training.interrupts import watching
     from potstill.training.progress import progress_on
     from potstill.training.settings import Stopped
 
     with joined(recipe.device) as processes, watching() as interrupt:
+        asked = _tracked_by(recipe, processes)
         try:
-            with progress_on(console, recipe.batch_size, talks=processes.main) as reporter:
+            with (
+                progress_on(console, recipe.batch_size, talks=processes.main) as reporter,
+                tracked(reporter, asked, talks=processes.main) as reporter,
+            ):
                 return training(processes, interrupt, reporter)
         except Stopped as stopped:
             if processes.main:
@@ -135,7 +145,41 @@ def _in_this_process(recipe: "Recipe", console: "Console", training: "Training")
             raise typer.Exit(128 + (interrupt.signal or signal.SIGTERM)) from None
 
 
-def _show(recipe: "Recipe", outcome: "Outcome", json: bool, then: str | None = None) -> None:
+def _tracked_by(recipe: "Recipe", processes: "Processes") -> "Callable[[str], tuple[tuple[str, ...], str]]":
+    """The trackers of a run and its project, by its title; one that is missing is found before anything trains."""
+    from potstill.procedures.students import students_of
+    from potstill.tracking import must_be_there
+
+    parts = students_of(recipe, Path()) if recipe.students else {}
+    logs = {title: part.log for title, part in parts.items()}  # students side by side may each have their own
+    names = {name for log in (recipe.log, *logs.values()) for name in log.track}
+    processes.on_main(lambda: must_be_there(sorted(names)))
+
+    def asked(title: str) -> tuple[tuple[str, ...], str]:
+        log = logs.get(title.partition(", ")[0], recipe.log)
+        return log.track, log.project
+
+    return asked
+
+
+def _reported(recipe: "Recipe", outcome: "Outcome") -> "list[Path]":
+    """The page about a run, or about each of several students; none where ``log.report`` is off."""
+    if not (recipe.log.report and is_main_process()):
+        return []
+    from potstill.errors import RunError
+    from potstill.report import write_report
+
+    several = _titles(outcome) if recipe.students else ["."]
+    try:
+        return [write_report([outcome.folder / name]) for name in several]
+    except RunError as error:  # the run itself is whole, and its result is worth more than its page
+        say_error(f"The report could not be written: {error}", label="warning: ")
+        return []
+
+
+def _show(
+    recipe: "Recipe", outcome: "Outcome", reports: "list[Path]", json: bool, then: str | None = None
+) -> None:
     """The result's table, and what to do next."""
     if not is_main_process():
         return
@@ -143,7 +187,8 @@ def _show(recipe: "Recipe", outcome: "Outcome", json: bool, then: str | None = N
 
     difference = gain(outcome.rows)
     if json:
-        print_json({"folder": str(outcome.folder), "rows": outcome.rows, "difference": difference})
+        paths = [str(path) for path in reports]
+        print_json({"folder": str(outcome.folder), "rows": outcome.rows, "difference": difference, "reports": paths})
         return
     console = open_console()
     several = {name: _model_of(entry) for name, entry in zip(_titles(outcome), recipe.students, strict=False)}
@@ -165,7 +210,8 @@ def _show(recipe: "Recipe", outcome: "Outcome", json: bool, then: str | None = N
     export = ["potstill", "export", str(outcome.folder / next(iter(several), "."))]
     if own := _own_code(recipe):
         export += ["--model", own]
-    console.print(f"Everything is in {outcome.folder}. Next: {shlex.join(export)}", soft_wrap=True)
+    page = f"; the page about it is {reports[0]}" if len(reports) == 1 else ""
+    console.print(f"Everything is in {outcome.folder}{page}. Next: {shlex.join(export)}", soft_wrap=True)
     if then:
         console.print(f"To teach a smaller one: {then}", soft_wrap=True)
 

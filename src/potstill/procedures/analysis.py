@@ -53,7 +53,7 @@ def analyze_run(recipe: Recipe, folder: Path, processes: Processes, model: str |
 
     Raises:
         RunError: for a run that has not finished.
-        DataError: for images without labels.
+        DataError: for images without labels, or of fewer than two classes.
     """
     student = load_student(folder, model).to(processes.device)
     split = open_split(recipe.data)
@@ -83,6 +83,8 @@ def analyze_run(recipe: Recipe, folder: Path, processes: Processes, model: str |
     for one in measures.values():
         one.sum_over(processes.sum)
     values = {name: one.values() for name, one in measures.items()}
+    if "m_bc" not in values["student"]:
+        raise DataError(f"{source.name} is of one class, and the between-class cosine needs images of two or more.")
     pair: dict[str, float] = {
         name: values["student"].pop(name) for name in ("m_da", "cka") if name in values["student"]
     }

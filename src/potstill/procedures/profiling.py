@@ -14,6 +14,8 @@ import torch
 
 from potstill.batch import Batch
 from potstill.config import NetworkConfig, Recipe
+from potstill.data.resident import ResidentLoader
+from potstill.data.streaming import StreamingLoader
 from potstill.errors import RunError
 from potstill.procedures.advice import STEP_PARTS, Advice, Exchange, StepTimes, advise, conclude, too_small
 from potstill.procedures.assistants import chain
@@ -29,7 +31,6 @@ from potstill.procedures.students import students_of
 from potstill.procedures.trials import Bench
 from potstill.training.distributed import Processes
 from potstill.training.folder import RunFolder
-from potstill.training.settings import Loader
 
 __all__ = ["Profile", "profile"]
 
@@ -58,6 +59,7 @@ class Profile:
         epochs: of the whole run.
         epoch_steps: steps of an epoch.
         evaluation_seconds: of one evaluation; 0 where nothing is evaluated.
+        once_seconds: of the teacher's one pass over the validation images, and of the student's last one.
         hours: of the whole run, with its evaluations.
         tried: what each setting that was tried would bring, the best first.
         twice: an image's time in batches of twice the size, timed beside what it is; None where that was not tried.
@@ -78,6 +80,7 @@ class Profile:
     epochs: int
     epoch_steps: int
     evaluation_seconds: float
+    once_seconds: float
     hours: float
     tried: tuple[Advice, ...]
     twice: Exchange | None
@@ -127,8 +130,7 @@ def profile(
     facts = describe_data(part, split)
     with tempfile.TemporaryDirectory(prefix="potstill-profile-") as folder:
         scratch = Path(folder)
-        # A few images are too few for the measures of features, so those are timed apart.
-        run = SingleRun(with_value(part, "log.measures", False), facts, RunFolder(scratch / "run"), processes)
+        run = SingleRun(part, facts, RunFolder(scratch / "run"), processes)
         log.info("Timing up to %d steps, then other settings beside them; this takes a minute or a few.", steps)
         data = prepare_data(with_value(part, "data.views", views_of(part)), split, processes)
         prepared = prepare_teaching(part, run.teacher, run.needs, data, processes)
@@ -144,7 +146,8 @@ def profile(
         stored = run.teacher is not None and not taught_live(part)
         middle = _middle(rounds)
         step = _step_times(rounds, middle, stored, processes.device)
-        evaluation = _evaluation(rehearsal, judged, part) if judged else 0.0
+        evaluation = _evaluation(rehearsal, judged) if judged else 0.0
+        once = evaluation + _taught(run, judged) if judged and facts.labelled else 0.0
         bench = Bench(run, prepared, split, list(loader.recent), step, scratch, seconds / 4, compiled)
         epochs = sum(one.epochs for one in run.phases)
         trials = bench.trials()
@@ -168,8 +171,10 @@ def profile(
             epochs=epochs,
             epoch_steps=prepared.loader.steps,
             evaluation_seconds=evaluation,
+            once_seconds=once,
             graph_ms=graph_ms,
-            hours=(epochs * prepared.loader.steps * (graph_ms or step.ms) / 1000 + evaluations * evaluation) / 3600,
+            hours=(epochs * prepared.loader.steps * (graph_ms or step.ms) / 1000 + evaluations * evaluation + once)
+            / 3600,
             tried=tuple(advice),
             twice=twice,
             sentences=(*conclude(step, advice), *too_small(part.batch_size, twice)),
@@ -237,25 +242,37 @@ def _step_times(rounds: list[Round], kept: list[Round], stored: bool, device: to
 class _FewSteps:
     """The first steps of an evaluation's loader, which stand for all."""
 
-    def __init__(self, loader: Loader) -> None:
-        self.loader, self.steps = loader, 1
+    def __init__(self, loader: ResidentLoader | StreamingLoader) -> None:
+        self.loader, self.labels = loader, loader.labels
+        self.steps = min(_JUDGED, loader.steps)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[list[Batch]]:
         """Some of its steps."""
         return itertools.islice(self.loader.epoch(epoch, start), self.steps)
 
+    @property
+    def parts(self) -> float:
+        """How many such looks are a whole one."""
+        return self.loader.steps / self.steps
 
-def _evaluation(rehearsal: Rehearsal, few: _FewSteps, recipe: Recipe) -> float:
-    """Seconds of a whole evaluation."""
-    rehearsal.loop.evaluate()  # starts the workers, and chooses the kernels
-    few.steps = min(_JUDGED, few.loader.steps)
+
+def _evaluation(rehearsal: Rehearsal, few: _FewSteps) -> float:
+    """Seconds of a whole evaluation, after the first: the teacher has seen the images."""
+    rehearsal.loop.evaluate()  # starts the workers, chooses the kernels, and the teacher sees these images
     began = time.perf_counter()
     rehearsal.loop.evaluate()
-    if recipe.log.measures and (teacher := rehearsal.run.teacher):
-        for batches in few.epoch(0):
-            for batch in batches:
-                teacher(batch.images).embedding.sum().item()
-    return (time.perf_counter() - began) * few.loader.steps / few.steps
+    return (time.perf_counter() - began) * few.parts
+
+
+def _taught(run: SingleRun, few: _FewSteps) -> float:
+    """Seconds in which the teacher sees all validation images, as batches that are there; 0 without a teacher."""
+    if run.teacher is None:
+        return 0.0
+    batches = [batch for step in few.epoch(0) for batch in step]
+    began = time.perf_counter()
+    for batch in batches:
+        run.teacher(batch.images).embedding.sum().item()
+    return (time.perf_counter() - began) * few.parts
 
 
 def _called(network: NetworkConfig) -> str:

@@ -20,8 +20,8 @@ from potstill.networks.ship import ship_student
 from potstill.networks.teacher import Teacher
 from potstill.procedures.class_means import keep_class_means
 from potstill.procedures.data import Data, DataFacts, all_skipped
-from potstill.procedures.identity import must_be_the_same, recipe_with_head, versions
-from potstill.procedures.judging import Judge, teacher_row
+from potstill.procedures.identity import must_be_the_same, recipe_with_head
+from potstill.procedures.judging import Judge, taught_of, teacher_row
 from potstill.procedures.networks import (
     build_objective,
     build_setting,
@@ -30,7 +30,9 @@ from potstill.procedures.networks import (
     class_names,
     student_card,
 )
+from potstill.procedures.outcome import now, outcome, peak_memory
 from potstill.procedures.phases import Phase, plan_phases
+from potstill.procedures.predicting import predict
 from potstill.procedures.prepared import Prepared
 from potstill.procedures.speed import autocast_of
 from potstill.procedures.stored import find_store
@@ -83,6 +85,7 @@ class SingleRun:
             find_store(recipe, self.needs)
         self.trainable = {name for name, p in self.student.network.named_parameters() if p.requires_grad}
         self.identity = {"data": facts.identity, "teacher": self.teacher.identity if self.teacher else None}
+        self.begun: str | None = None
         processes.on_main(lambda: must_be_the_same(recipe, folder, self.identity))
 
     @property
@@ -133,8 +136,11 @@ class SingleRun:
         stack.enter_context(self.folder.owned())
         # Once more: another process may have worked here between the first look and the lock.
         must_be_the_same(self.recipe, self.folder, self.identity)
-        if not self.folder.begun:
-            self.folder.write_identity(self.identity)
+        if self.folder.begun:
+            self.begun = self.folder.identity().get("begun")
+        else:
+            self.begun = now()
+            self.folder.write_identity({**self.identity, "begun": self.begun})
             self.folder.write_text("recipe.yaml", recipe_with_head(self.recipe))
 
     def _known(self, prepared: Prepared) -> Known:
@@ -174,40 +180,35 @@ class SingleRun:
         )  # fmt: skip
 
     def _finish(self, judged: Any, data: Data, loop: Loop) -> Rows:
+        recipe, processes = self.recipe, self.processes
+        names = class_names(recipe.teacher.weights if recipe.teacher else None)
+        same_classes = names in (None, data.classes)
+        loop.clock.start()
+        taught = taught_of(self.teacher, data)
+        predictions = predict(judged, data, taught, same_classes, processes, autocast_of(recipe))
+        loop.clock.lap("evaluation")
         rows: Rows = {}
         if self.teacher is not None:
             self.teacher.verify()
-            names = class_names(self.recipe.teacher.weights if self.recipe.teacher else None)
-            rows["teacher"] = teacher_row(self.teacher, data, self.processes, names in (None, data.classes))
-        skipped = all_skipped(self.processes.gathered(data.skipped))
+            rows["teacher"] = teacher_row(self.teacher, data, processes, same_classes)
+        skipped = all_skipped(processes.gathered(data.skipped))
+        memory = peak_memory(processes)
         rows["student"] = {name: value for name, value in loop.history[-1].items() if name.startswith(("top", "val_"))}
 
         def ship() -> None:
             shown = judged.first if isinstance(judged, Peers) else judged
-            ship_student(self.folder.path, shown, student_card(self.recipe, self.student, data))
+            ship_student(self.folder.path, shown, student_card(recipe, self.student, data))
             cost = measure_cost(shown, (3, data.size, data.size), weights=self.folder.path / WEIGHTS_FILE)
             rows["student"] |= asdict(cost)
-            self.folder.write_result(_result(rows, self.recipe, data, self.identity, loop, skipped))
+            if predictions is not None:
+                predictions.write(self.folder.path)
+            ended = outcome(
+                rows, recipe, data, loop, skipped, teacher=self.identity["teacher"], begun=self.begun, memory=memory
+            )
+            self.folder.write_result(ended)
 
-        self.processes.on_main(ship)
+        processes.on_main(ship)
         return rows
-
-
-def _result(
-    rows: Rows, recipe: Recipe, data: Data, identity: dict[str, Any], loop: Loop,
-    skipped: dict[str, dict[str, str]],
-) -> dict[str, Any]:  # fmt: skip
-    counts = {name: found - len(skipped[name]) for name, found in zip(("train", "val"), data.found, strict=True)}
-    return {
-        "rows": rows,
-        "epochs": recipe.epochs,
-        "seconds": sum(row["seconds"] for row in loop.history),
-        "times": {part: round(seconds, 3) for part, seconds in loop.clock.totals().items()},
-        "classes": list(data.classes),
-        "data": {"identity": data.identity, **counts, "skipped": skipped},
-        "teacher_fingerprint": identity["teacher"],
-        "versions": versions(),
-    }
 
 
 def _memory(recipe: Recipe) -> torch.memory_format:

@@ -1,5 +1,6 @@
 """Building a teacher's store: every view of every image through the live teacher once, by one process or several."""
 
+import contextlib
 import functools
 import logging
 import operator
@@ -23,7 +24,10 @@ from potstill.procedures.run import resolve_with
 from potstill.procedures.stored import check_rows, chosen, make_store, on_demand, open_stored
 from potstill.procedures.students import students_of
 from potstill.store import Store
+from potstill.store.creation import MARKS_FILE
+from potstill.store.shards import disk
 from potstill.training.distributed import Processes
+from potstill.training.folder import held
 from potstill.training.interrupts import Interrupt
 from potstill.training.settings import Stopped
 
@@ -71,6 +75,7 @@ def build_store(
         advanced: is told how many records are done, of how many.
 
     Raises:
+        Busy: another process builds this store.
         PotstillError: as a run of the recipe.
         Stopped: told to stop.
     """
@@ -78,24 +83,11 @@ def build_store(
     processes.on_main(lambda: make_store(recipe, teacher, needs, data))
     processes.wait()
     store = Store.open(Path(str(recipe.teacher and recipe.teacher.store)), write=True)
-    began, computed, committed = time.perf_counter(), 0, time.perf_counter()
-    total = store.samples * store.views
-    done = len(store)
-    for batches in data.train.requested(_requests(store, processes)):
-        for batch in batches:
-            missing = ~store.has(batch.index, batch.view)
-            found = teacher.features(batch, **on_demand(store.layout.taps))
-            store.write(batch.index[missing], batch.view[missing], chosen(found, missing))
-            computed += int(missing.sum())
-        if time.perf_counter() - committed > _COMMIT_SECONDS:
-            store.commit()
-            committed = time.perf_counter()
-        advanced(min(total, done + computed * processes.world), total)
-        if interrupt:
-            store.commit()
-            raise Stopped(f"Stopped: {store.folder} has {len(store):,} of {total:,} records. The same command goes on.")
-    store.commit()
-    processes.wait()
+    began = time.perf_counter()
+    with contextlib.ExitStack() as stack:
+        processes.on_main(lambda: _own(store, stack))
+        computed = _fill(store, teacher, data, processes, interrupt, advanced)
+        processes.wait()
     teacher.verify()
     if data.labelled and "embedding" in store.layout.taps:
         processes.on_main(lambda: _keep_means(store, data))
@@ -129,6 +121,44 @@ def _prepared(recipe: Recipe, processes: Processes) -> tuple[Teacher, Needs, Dat
     if teacher is None:
         raise RecipeError("A store holds a teacher's outputs, and the recipe names no teacher.")
     return teacher, needs, prepare_data(recipe, split, processes), recipe
+
+
+def _own(store: Store, stack: contextlib.ExitStack) -> None:
+    """Be the one who builds, where there is something to build: a second one would only compute the same rows."""
+    if len(store) < store.samples * store.views:
+        marks = store.folder / MARKS_FILE
+        with disk(marks):
+            busy = f"Another process builds the store in {store.folder}; wait for it, or give another folder."
+            stack.enter_context(held(marks, busy))
+
+
+def _fill(
+    store: Store,
+    teacher: Teacher,
+    data: Data,
+    processes: Processes,
+    interrupt: Interrupt,
+    advanced: Callable[[int, int], None],
+) -> int:
+    """Compute this process's part of what is missing; how many records that were."""
+    computed, committed = 0, time.perf_counter()
+    total = store.samples * store.views
+    done = len(store)
+    for batches in data.train.requested(_requests(store, processes)):
+        for batch in batches:
+            missing = ~store.has(batch.index, batch.view)
+            found = teacher.features(batch, **on_demand(store.layout.taps))
+            store.write(batch.index[missing], batch.view[missing], chosen(found, missing))
+            computed += int(missing.sum())
+        if time.perf_counter() - committed > _COMMIT_SECONDS:
+            store.commit()
+            committed = time.perf_counter()
+        advanced(min(total, done + computed * processes.world), total)
+        if interrupt:
+            store.commit()
+            raise Stopped(f"Stopped: {store.folder} has {len(store):,} of {total:,} records. The same command goes on.")
+    store.commit()
+    return computed
 
 
 def _requests(store: Store, processes: Processes) -> Iterator[tuple[Tensor, list[int]]]:

@@ -1,5 +1,6 @@
 """A recipe's students: one, or several of one teacher that train side by side."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ __all__ = ["students_of"]
 OWN = ("student", "objective", "optimizer", "schedule", "clip", "ema", "seed", "procedure", "precision", "log", "name")
 
 
-def students_of(recipe: Recipe, folder: Path) -> dict[str, Recipe]:
+def students_of(recipe: Recipe, folder: Path, places: Sequence[str] = ()) -> dict[str, Recipe]:
     """Each student's own recipe by its title, for a recipe with ``students``.
 
     An entry names what differs from the recipe around it: ``{student: {model: resnet20}, seed: 1}``; ``model`` alone is
@@ -24,6 +25,7 @@ def students_of(recipe: Recipe, folder: Path) -> dict[str, Recipe]:
     Args:
         recipe: resolved.
         folder: the run's; the students' folders lie in it, by their names.
+        places: where each entry was written, for the errors; ``students[1]`` and so on where that is not said.
 
     Raises:
         RecipeError: for an entry with a key that all students share, two entries of one name, or no teacher.
@@ -40,7 +42,7 @@ def students_of(recipe: Recipe, folder: Path) -> dict[str, Recipe]:
     base = recipe.model_dump(mode="json") | {"students": ()}
     made: dict[str, Recipe] = {}
     for number, entry in enumerate(recipe.students, start=1):
-        name, own = _read(entry, number)
+        name, own = _read(entry, number, places[number - 1] if places else f"students[{number}]")
         if name.lower() in map(str.lower, made):
             raise RecipeError(f"students: two of them are called {name!r}; give one another name.")
         alone: dict[str, Any] = {"store": {}} if own.get("teacher", recipe.teacher) is None else {}
@@ -54,23 +56,23 @@ def students_of(recipe: Recipe, folder: Path) -> dict[str, Recipe]:
     return made
 
 
-def _read(entry: dict[str, Any], number: int) -> tuple[str, dict[str, Any]]:
+def _read(entry: dict[str, Any], number: int, place: str) -> tuple[str, dict[str, Any]]:
     """An entry's name, and what differs in it."""
     own = dict(entry)
     if "model" in own:
         own["student"] = {**own.get("student", {}), "model": own.pop("model")}
     for key, value in own.items():
         if not is_key(key) and key != "name":
-            raise RecipeError(f"students[{number}]: unknown key {key!r}.{nearest(key, (*OWN, 'model'))}")
+            raise RecipeError(f"{place}: unknown key {key!r}.{nearest(key, (*OWN, 'model'))}")
         if key not in OWN and not (key == "teacher" and value is None):
             raise RecipeError(
-                f"students[{number}] has the key {key!r}, which the students share: they see the same images and the "
+                f"{place} has the key {key!r}, which the students share: they see the same images and the "
                 f"same teacher. It may have {', '.join((*OWN, 'model'))}, or teacher: null.{nearest(key, OWN)}"
             )
     name = str(own.pop("name", f"student-{number}"))
     if not name or not all(sign.isalnum() or sign in "._-" for sign in name) or name.startswith("."):
         raise RecipeError(
-            f"students[{number}].name is {name!r}; it becomes a folder's name: use letters, digits, '.', '-' and '_'."
+            f"{place}.name is {name!r}; it becomes a folder's name: use letters, digits, '.', '-' and '_'."
         )
     return name, own
 

@@ -11,14 +11,16 @@ from potstill.batch import Batch
 from potstill.networks.features import Features
 from potstill.training.distributed import Processes
 
-__all__ = ["accuracy_counts", "evaluate"]
+__all__ = ["Accuracies", "accuracy_counts", "evaluate", "named"]
+
+_TOP = 5
 
 
 class _Network(Protocol):
     def __call__(self, images: Tensor) -> Features: ...
 
 
-def accuracy_counts(logits: Tensor, targets: Tensor, top: int = 5) -> Tensor:
+def accuracy_counts(logits: Tensor, targets: Tensor, top: int = _TOP) -> Tensor:
     """How many of a batch are right, as a tensor: within the first, within the first ``top``, and how many there are.
 
     Args:
@@ -33,6 +35,60 @@ def accuracy_counts(logits: Tensor, targets: Tensor, top: int = 5) -> Tensor:
     ranked = logits.topk(min(top, logits.shape[1]), dim=1).indices  # (B, top)
     hits = ranked == targets[:, None]
     return torch.stack([hits[:, 0].sum(), hits.sum(), hits.new_full((), targets.shape[0], dtype=torch.int64)]).float()
+
+
+def named(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The class that a network names for each image, and how sure it is: the softmax probability of that class.
+
+    Where several logits are equally large, it is the class that :func:`accuracy_counts` ranks first.
+
+    Args:
+        logits: ``(B, C)`` float.
+
+    Returns:
+        ``(B,)`` int32 and ``(B,)`` float16.
+
+    Example:
+        >>> classes, confidence = named(torch.tensor([[0.0, 0.0], [5.0, 0.0]]))
+        >>> classes.tolist()[1], [round(value, 2) for value in confidence.tolist()]
+        (0, [0.5, 0.99])
+    """
+    logits = logits.float()
+    ranked = logits.topk(min(_TOP, logits.shape[1]), dim=1)
+    confidence = (ranked.values[:, 0] - logits.logsumexp(1)).exp()
+    return ranked.indices[:, 0].int(), confidence.half()
+
+
+class Accuracies:
+    """Top-1, top-5 and the mean cross entropy of a set of images, added up batch by batch; no batch waits for it.
+
+    Args:
+        device: where the sums are.
+
+    Example:
+        >>> found = Accuracies(torch.device("cpu"))
+        >>> found.add(torch.tensor([[3.0, 1, 2], [3, 1, 2]]), torch.tensor([0, 2]))
+        >>> {name: round(value, 2) for name, value in found.values(lambda sums: sums).items()}
+        {'top1': 50.0, 'top5': 100.0, 'val_loss': 0.91}
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._sums = torch.zeros(4, device=device)  # as accuracy_counts has them, and the cross entropies
+
+    def add(self, logits: Tensor, targets: Tensor) -> None:
+        """Add a batch: logits ``(B, C)`` and class numbers ``(B,)``."""
+        logits = logits.float()
+        self._sums[:3] += accuracy_counts(logits, targets)
+        self._sums[3] += F.cross_entropy(logits, targets, reduction="sum")
+
+    def values(self, total: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """``top1`` and ``top5`` in percent, and ``val_loss``; waits for the device.
+
+        Args:
+            total: gives a tensor's sum over all processes, such as ``Processes.sum``.
+        """
+        first, five, count, loss = total(self._sums).tolist()
+        return {"top1": 100 * first / count, "top5": 100 * five / count, "val_loss": loss / count}
 
 
 @torch.no_grad()
@@ -58,7 +114,7 @@ def evaluate(
     """
     if isinstance(network, nn.Module):
         network.eval()
-    counts = torch.zeros(4, device=processes.device)
+    found = Accuracies(processes.device)
     for batches in steps:
         for batch in batches:
             if batch.weight == 0 or batch.targets is None:
@@ -67,8 +123,5 @@ def evaluate(
                 features = network(batch.images)
             if observe is not None:
                 observe(features, batch)
-            logits = features.logits.float()
-            counts[:3] += accuracy_counts(logits, batch.targets)
-            counts[3] += F.cross_entropy(logits, batch.targets, reduction="sum")
-    first, five, total, loss = processes.sum(counts).tolist()
-    return {"top1": 100 * first / total, "top5": 100 * five / total, "val_loss": loss / total}
+            found.add(features.logits, batch.targets)
+    return found.values(processes.sum)

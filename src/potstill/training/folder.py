@@ -6,6 +6,7 @@ import fcntl
 import io
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,62 @@ from potstill.files import write_whole
 from potstill.plain_json import to_json
 from potstill.training.checkpoints import Checkpoints
 
-__all__ = ["RunFolder"]
+__all__ = ["Busy", "RunFolder", "held", "is_held"]
 
 # What a folder can hold before its first checkpoint, beside the recipe; the control is a run of its own.
-_FIRST = (".lock", "class_means.safetensors", "control", "identity.json", "steps.jsonl", "metrics.csv")
+_FIRST = (
+    ".lock", "class_means.safetensors", "control", "identity.json", "steps.jsonl", "metrics.csv", "tracking",
+)  # fmt: skip
+
+_LOOKS, _LOOK_SECONDS = 5, 0.05  # at a lock: whoever only asks whether it is held holds it for a moment
+
+
+class Busy(RunError):
+    """Another process is at work where this one wanted to be.
+
+    Attributes:
+        lock: the file that it holds.
+    """
+
+    def __init__(self, message: str, lock: Path) -> None:
+        super().__init__(message)
+        self.lock = lock
+
+
+@contextlib.contextmanager
+def held(lock: Path, busy: str) -> Iterator[None]:
+    """Hold a lock, which falls with the process, however it ends.
+
+    Args:
+        lock: a file, made where it is missing; what is in it stays.
+        busy: the sentence where another process holds it.
+
+    Raises:
+        Busy: another process holds it.
+        OSError: the file cannot be made or written to.
+    """
+    with open(lock, "ab") as file:
+        for look in range(_LOOKS):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if look + 1 == _LOOKS:
+                    raise Busy(busy, lock) from None
+                time.sleep(_LOOK_SECONDS)
+        yield
+
+
+def is_held(lock: Path) -> bool:
+    """Whether a process holds a lock."""
+    try:
+        with open(lock, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 class RunFolder:
@@ -77,20 +130,16 @@ class RunFolder:
         """Own the folder; the lock falls with the process, however it ends.
 
         Raises:
-            RunError: where another process trains in it, or it cannot be written to.
+            Busy: where another process trains in it.
+            RunError: where it cannot be written to.
         """
         self.make()
-        try:
-            lock = open(self.path / ".lock", "w")  # noqa: SIM115 - the body's errors are not this one's
-        except OSError as error:
-            raise RunError(f"The run's folder {self.path} cannot be written to: {error.strerror}.") from None
-        with lock:
+        busy = f"Another process is at work in {self.path}; wait for it, or give another run=."
+        with contextlib.ExitStack() as stack:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise RunError(
-                    f"Another process is at work in {self.path}; wait for it, or give another run=."
-                ) from None
+                stack.enter_context(held(self.path / ".lock", busy))
+            except OSError as error:
+                raise RunError(f"The run's folder {self.path} cannot be written to: {error.strerror}.") from None
             yield
 
     def make(self) -> None:

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
 from potstill.methods.objective import share_warnings
+from potstill.training.durations import duration
 from potstill.training.folder import RunFolder
 from potstill.training.reporting import Reporter, Silent
 
@@ -88,7 +89,7 @@ class Lines(_Recorded):
         seconds = left * sum(past["seconds"] for past in history) / len(history)
         self._print(
             f"epoch {row['epoch']}/{self.epochs}", "done", f"loss {row['total']:.4g}", *_accuracies(row),
-            _duration(row["seconds"]), *([f"about {_duration(seconds)} left"] if left else []),
+            duration(row["seconds"]), *([f"about {duration(seconds)} left"] if left else []),
         )  # fmt: skip
 
     def _print(self, *parts: str) -> None:
@@ -148,7 +149,7 @@ class _TimeLeft(ProgressColumn):
         done = task.completed - task.fields["began"]
         if not done or task.total is None or task.elapsed is None:
             return Text("")
-        return Text(f"{_duration(task.elapsed / done * (task.total - task.completed))} left")
+        return Text(f"{duration(task.elapsed / done * (task.total - task.completed))} left")
 
 
 @contextmanager
@@ -188,11 +189,3 @@ def _accuracies(row: Row) -> list[str]:
         terms = [key for key in row if key.startswith("val_") and key != "val_total"]
         return [f"{key} {row[key]:.4g}" for key in ("val_total", *terms)]
     return [f"{label} {row[key]:.2f} %" for key, label in (("top1", "top-1"), ("top5", "top-5")) if key in row]
-
-
-def _duration(seconds: float) -> str:
-    """Seconds as people say them: 7.3 s, 4:05 min, 3:20 h."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d} h"

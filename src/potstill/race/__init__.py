@@ -1,0 +1,1 @@
+"""Many candidates, few epochs: successive halving over students and methods."""
