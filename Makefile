@@ -16,7 +16,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types format hooks bench lock clean
+.PHONY: help install demo test lint types format hooks docs bench lock clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -42,6 +42,10 @@ format: $(STAMP) ## mend what ruff can mend
 
 hooks: $(STAMP) ## run ruff and mypy before each commit
 	@$(BIN)/pre-commit install
+
+docs: $(STAMP) ## build the site into build/docs, with warnings as errors, and check every link of it
+	@$(BIN)/python -m sphinx -b html -W --keep-going -q -d build/doctrees docs build/docs
+	@$(BIN)/python docs/_site/check_links.py build/docs $(ARGS)
 
 bench: $(STAMP) ## the measurements of docs/performance.md, written into it (DATA=folder of data, ARGS="--only store.py")
 	@$(BIN)/python benchmarks/report.py $(if $(DATA),--data $(DATA)) $(ARGS)

@@ -28,7 +28,18 @@ FLOORS = (
 FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 
 # A recipe's values reach the rooms below as plain arguments, so only these know that there are recipes.
-READERS_OF_RECIPES = {"__init__", "cli", "procedures", "config", "recipe", "section", "sentences", "study", "race", "report"}
+READERS_OF_RECIPES = {
+    "__init__",
+    "cli",
+    "procedures",
+    "config",
+    "recipe",
+    "section",
+    "sentences",
+    "study",
+    "race",
+    "report",
+}
 
 MOST_LINES = 320
 

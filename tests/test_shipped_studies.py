@@ -1,4 +1,7 @@
-"""The studies that ship: their cells are the shipped recipes, their published numbers the papers', their cost as said."""
+"""The studies that ship: their cells are the shipped recipes, their published numbers the papers', their cost as said.
+
+Their document says what there is.
+"""
 
 import functools
 import re
@@ -43,8 +46,8 @@ ROWS = {
     "kdpp": {"KD++": "kdpp", "DIST++": "distpp", "DKD++": "dkdpp", "ReviewKD++": "reviewkdpp"},
 }
 
-# Of the rows without ++, which no recipe file has: DKD's beta, ReviewKD's weight, then the numbers as the authors of KD++
-# quote them for KD, DIST, DKD and ReviewKD, and RepDistiller's of the student alone.
+# Of the rows without ++, which no recipe file has: DKD's beta, ReviewKD's weight, then the numbers as the authors of
+# KD++ quote them for KD, DIST, DKD and ReviewKD, and RepDistiller's of the student alone.
 WITHOUT = {
     "ResNet56 to ResNet20": (2, 0.6, 70.66, 71.78, 71.97, 71.89, 69.06),
     "WRN-40-2 to WRN-40-1": (6, 5, 73.54, 74.42, 74.81, 75.09, 71.98),
@@ -251,7 +254,12 @@ def test_a_teacher_of_ones_own_takes_the_place_of_one_to_train(tmp_path: Path):
 def test_the_study_of_the_digits_gives_its_table_and_its_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """With the shipped grid, on few images and for an epoch."""
     monkeypatch.chdir(tmp_path)
-    small = ["epochs=1", "data.val_fraction=0.95", "study.teachers.wrn_16_2={student.model: resnet8}", "study.seeds=[1]"]
+    small = [
+        "epochs=1",
+        "data.val_fraction=0.95",
+        "study.teachers.wrn_16_2={student.model: resnet8}",
+        "study.seeds=[1]",
+    ]
     result = CliRunner().invoke(app, ["study", str(FILES["digits"]), *small, "run=study"], prog_name="potstill")
     assert result.exit_code == 0, result.output
     table = read_record(tmp_path / "study").table

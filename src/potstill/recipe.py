@@ -132,7 +132,9 @@ def _mistakes(places: Mapping[str, list[str]]) -> RecipeError:
     return RecipeError("\n".join(blocks))
 
 
-def read_yaml(path: Path, what: str = "recipe", hint: str = " `potstill config` prints one to start from.") -> dict[str, Any]:
+def read_yaml(
+    path: Path, what: str = "recipe", hint: str = " `potstill config` prints one to start from."
+) -> dict[str, Any]:
     """The plain keys and values of a YAML file; nothing in it can run code.
 
     Args:

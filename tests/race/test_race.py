@@ -189,7 +189,7 @@ def test_each_view_is_asked_of_the_teacher_once(race: Runs, tmp_path: Path, monk
     methods = "methods={kd: {ce: 1, kd: 1}, pefd: {ce: 1, pefd: 25}, hot: {ce: 1, kd: {weight: 1, temperature: 8}}}"
     race("student.model=resnet8", methods, f"run={tmp_path / 'race'}")
     assert len(set(asked)) == 4 * STEPS  # four views of all images, in the same batches for everybody
-    assert len(asked) - len(set(asked)) <= 3
+    assert len(asked) - len(set(asked)) <= 3 + 2  # three pause at the first rung, two at the second
 
 
 def test_what_a_store_does_not_hold_comes_from_the_live_teacher(race: Runs, tmp_path: Path) -> None:

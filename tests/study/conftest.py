@@ -58,9 +58,12 @@ def planned(study_file: Callable[..., Path]) -> Callable[..., Plan]:
 
 @pytest.fixture
 def in_process(tmp_path: Path) -> Iterator[Callable[..., ForkServerProcess]]:
-    """Start ``potstill study`` in a process of its own, forked off one that has imported everything."""
+    """Start ``potstill study`` in a process of its own, forked off one that has imported everything.
+
+    Its jobs are forked off the study itself: the process that it would load for them takes longer than they do.
+    """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["potstill.study.job"])
+    context.set_forkserver_preload(["potstill.study.job", "sklearn.datasets"])
     started = []
 
     def start(path: Path, *overrides: str) -> ForkServerProcess:
@@ -71,6 +74,11 @@ def in_process(tmp_path: Path) -> Iterator[Callable[..., ForkServerProcess]]:
             f"file = os.open({str(tmp_path / 'output.txt')!r}, os.O_WRONLY | os.O_CREAT | os.O_APPEND)\n"
             "os.dup2(file, 1), os.dup2(file, 2)\n"
             f"sys.argv = {arguments!r}\n"
+            "import multiprocessing, types\n"
+            "from potstill.study import workers\n"
+            "context = multiprocessing.get_context('fork')\n"
+            "context.set_forkserver_preload = lambda modules: None\n"
+            "workers.multiprocessing = types.SimpleNamespace(get_context=lambda name: context)\n"
             "from potstill.cli import main\n"
             "main()\n"
         )

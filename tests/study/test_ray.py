@@ -5,12 +5,14 @@ import csv
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -220,11 +222,12 @@ def test_a_stopped_study_leaves_nothing_running_and_goes_on(
     wait_until(lambda: not at_work_in(folder))
     done = epochs_done(folder, plan)
     assert 0 < done < EPOCHS
-    assert run(plan, RayWorkers(None, 2)).states == {RUN: "done"}
+    assert run(plan, LocalWorkers(local_places(2))).states == {RUN: "done"}  # what Ray began goes on anywhere
     assert "student: going on after epoch" in log_of(folder, plan)
     assert weights(folder, plan, RUN) == weights(*reference[:2], RUN)
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_always_lost_is_one_failed_cell(cluster: Any, folder: Path) -> None:
     plan, workers = planned(folder, "alone"), RayWorkers(None, 2, retries=1)
     workers._task = cluster.remote(max_calls=1)(lambda *job: os.kill(os.getpid(), signal.SIGKILL))
@@ -262,11 +265,23 @@ def test_a_machine_that_does_not_share_the_folders_says_so(folder: Path) -> None
         assert "share" in said
 
 
+@pytest.mark.slow
 def test_a_process_that_is_in_a_cluster_does_not_join_another(cluster: Any) -> None:
     with pytest.raises(RunError, match=r"in the Ray cluster at .* already, so it cannot join 10\.0\.0\.1:6379"):
         RayWorkers("10.0.0.1:6379", 2)
     RayWorkers(cluster.get_runtime_context().gcs_address, 2).close()
     assert cluster.is_initialized()  # whoever joined leaves it
+
+
+def test_nobody_at_an_address_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))  # taken, and nobody listens
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+        ray = ModuleType("ray")
+        ray.is_initialized, ray.shutdown = lambda: False, lambda: None
+        monkeypatch.setitem(sys.modules, "ray", ray)
+        with pytest.raises(RunError, match=f"There is no Ray cluster to join at {address}: .*refused"):
+            RayWorkers(address, 2)
 
 
 def test_without_ray_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -178,7 +178,12 @@ def left_running(folder: Path) -> list[int]:
     return found
 
 
-def until(done: Callable[[], Any], seconds: float = 60) -> None:
+def written(path: Path) -> int:
+    """When a file was written; 0 where there is none."""
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def until(done: Callable[[], Any], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < end, "it takes too long"
@@ -205,11 +210,13 @@ def test_a_study_that_is_killed_five_times_ends_with_the_same_table(
     path, expected = undisturbed
     folder, moments = tmp_path / "killed", random.Random(5)
     for _ in range(5):
+        begun = written(folder / "study.json")
         process = in_process(path, *SMALL, f"run={folder}")
-        until(lambda alive=process.is_alive: left_running(folder / "logs") or not alive())
-        time.sleep(moments.uniform(0.0, 1.5))
+        until(lambda begun=begun: written(folder / "study.json") != begun)
+        time.sleep(moments.uniform(0.0, 2.0))
         process.kill()
         process.join()
+        until(lambda: not is_held(folder / ".lock"))  # its jobs, forked off it, stop by themselves
     process = in_process(path, *SMALL, f"run={folder}")
     process.join(120)
     assert process.exitcode == 0, (tmp_path / "output.txt").read_text()

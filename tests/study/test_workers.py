@@ -2,7 +2,6 @@ import multiprocessing
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
@@ -242,21 +241,38 @@ def other_process() -> Any:
         process.join()
 
 
+@pytest.fixture
+def let_go_when_waited_for(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list[Path]]:
+    """Let the other process go when a job has seen that it is there; the locks that jobs waited for."""
+
+    def prepare(release: Any) -> list[Path]:
+        seen: list[Path] = []
+
+        def look(lock: Path) -> bool:
+            found = is_held(lock)
+            seen.extend([lock] if found else [])
+            release.set()
+            return found
+
+        monkeypatch.setattr("potstill.study.job.is_held", look)
+        return seen
+
+    return prepare
+
+
 def test_a_job_waits_for_another_process_in_its_folder_and_goes_on_from_there(
-    planned: Planned, other_process: Any, capfd: pytest.CaptureFixture[str]
+    planned: Planned, other_process: Any, let_go_when_waited_for: Any, capfd: pytest.CaptureFixture[str]
 ):
     job = planned(store=False).jobs["alone-seed 1"]
     job.folder.mkdir(parents=True)
-    release = other_process(job.folder / ".lock")
-    threading.Timer(1.0, release.set).start()
-    began = time.monotonic()
+    seen = let_go_when_waited_for(other_process(job.folder / ".lock"))
     assert do_job("run", job.recipe.model_dump(mode="json"), str(job.folder)) is None
-    assert time.monotonic() - began > 1.0
+    assert seen[0] == job.folder / ".lock"
     assert is_done("run", job.folder)
-    assert "Another process is at work in" in capfd.readouterr().err
+    assert f"Another process is at work in {job.folder}" in capfd.readouterr().err
 
 
-def test_two_processes_do_not_build_one_store(planned: Planned, other_process: Any):
+def test_two_processes_do_not_build_one_store(planned: Planned, other_process: Any, let_go_when_waited_for: Any):
     plan = planned("epochs=1", teachers={"large": {"student.model": "resnet8"}}, seeds=[1])
     teacher, store, *_ = plan.jobs.values()
     assert do_job("run", teacher.recipe.model_dump(mode="json"), str(teacher.folder)) is None
@@ -271,6 +287,7 @@ def test_two_processes_do_not_build_one_store(planned: Planned, other_process: A
     release = other_process(store.folder / "done.bin")
     with pytest.raises(Busy, match=r"Another process builds the store in .*; wait for it, or give another folder\."):
         build_store(store.recipe, processes, Interrupt(), lambda done, of: None)
-    threading.Timer(0.5, release.set).start()
+    seen = let_go_when_waited_for(release)
     assert do_job("store", store.recipe.model_dump(mode="json"), str(store.folder)) is None
+    assert seen[0] == store.folder / "done.bin"
     assert is_done("store", store.folder)

@@ -87,7 +87,8 @@ app.command(
 app.command(epilog=_examples("potstill watch runs/small", "potstill watch runs/small --once"))(watch)
 app.command(
     epilog=_examples(
-        "potstill study studies/digits.yaml", "potstill study studies/pefd-table1-cpu.yaml data.path=cifar100 --dry-run",
+        "potstill study studies/digits.yaml",
+        "potstill study studies/pefd-table1-cpu.yaml data.path=cifar100 --dry-run",
         "potstill study study.yaml epochs=30 study.seeds=[10,20,30] study.workers=4 run=runs/compare",
     )
 )(study)  # fmt: skip

@@ -62,10 +62,10 @@ def race(
         print_json({"folder": str(folder), **{key: record[key] for key in record if key not in ("costs", "machine")}})
         return
     console.print(standings_table(board.standings, board.rungs, found.recipe.epochs))
-    _explain(console, folder, record, found.recipe.epochs)
+    _explain(console, folder, record, found)
 
 
-def _explain(console: Any, folder: Path, record: dict[str, Any], epochs: int) -> None:
+def _explain(console: Any, folder: Path, record: dict[str, Any], race: "Race") -> None:
     """What the table does not say by itself, and what to do next."""
     spent, full = record["epochs"]["spent"], record["epochs"]["full"]
     console.print(f"{spent} epochs were trained, {spent / full:.0%} of the {full} of all candidates to the end.")
@@ -83,14 +83,19 @@ def _explain(console: Any, folder: Path, record: dict[str, Any], epochs: int) ->
     console.print(record["note"], soft_wrap=True)
     paused = [one for one in record["candidates"] if one["front"] and not one["finished"]]
     if paused:
-        go_on = shlex.join(["potstill", "distill", paused[0]["folder"]])
+        alone = {entry.name for entry in race.entries if entry.differs.get("teacher", race.recipe.teacher) is None}
+        command = "train" if paused[0]["name"] in alone else "distill"
+        go_on = shlex.join(["potstill", command, paused[0]["folder"]])
         console.print(
             "On a front no other candidate was better for less, at the last epoch that both reached. A paused one goes "
-            f"on to epoch {epochs} with: {go_on}",
+            f"on to epoch {race.recipe.epochs} with: {go_on}",
             soft_wrap=True,
         )
-    export = shlex.join(["potstill", "export", str(folder / record["winner"])])
-    console.print(f"Everything is in {folder}. Next: {export}", soft_wrap=True)
+    winner = record["candidates"][0]
+    export = ["potstill", "export", winner["folder"]]
+    if ":" in winner["network"]:  # a network of one's own: no run's folder chooses which code runs
+        export += ["--model", winner["network"]]
+    console.print(f"Everything is in {folder}. Next: {shlex.join(export)}", soft_wrap=True)
 
 
 def _file(path: str | None) -> Path | None:

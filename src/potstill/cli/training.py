@@ -177,9 +177,7 @@ def _reported(recipe: "Recipe", outcome: "Outcome") -> "list[Path]":
         return []
 
 
-def _show(
-    recipe: "Recipe", outcome: "Outcome", reports: "list[Path]", json: bool, then: str | None = None
-) -> None:
+def _show(recipe: "Recipe", outcome: "Outcome", reports: "list[Path]", json: bool, then: str | None = None) -> None:
     """The result's table, and what to do next."""
     if not is_main_process():
         return

@@ -113,7 +113,7 @@ def _judged(arguments: list[str] | None) -> Any:
     weights = json_module.dumps(run)  # quoted, so that YAML leaves a folder named 2026 a text
     # Nothing is trained, so the objective goes unread: to check it is to import what it names, and a folder may not
     # choose by itself which code runs.
-    own = ["student={}", "teacher=null", "objective={}"]
+    own = ["student={}", "teacher=null", "store={}", "objective={}"]
     return read_recipe([run, *own, *overrides, f"student.weights={weights}"])
 
 

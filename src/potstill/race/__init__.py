@@ -1,1 +1,0 @@
-"""Many candidates, few epochs: successive halving over students and methods."""

@@ -43,7 +43,7 @@ class Watcher(Protocol):
     """Who is told how a race goes."""
 
     def stands(self, standings: list[Standing], rungs: list[tuple[int, int]]) -> None:
-        """A candidate has reached a rung, or failed: all of them, ranked; and each rung's epoch with its number of them."""
+        """A candidate has reached a rung, or failed: all of them, ranked, and the plan: epochs and numbers."""
 
     def reporter(self, title: str, folder: RunFolder) -> Reporter:
         """Who is told how a candidate's training goes."""

@@ -26,6 +26,7 @@ from potstill.training.settings import Stopped
 __all__ = ["RayWorkers", "divided"]
 
 _STOP_SECONDS = 30.0
+_KNOCK_SECONDS = 10.0
 _OBJECT_STORE = 80 * 1024**2  # bytes; about the least that Ray takes: nothing large goes through it
 _UNLESS_SET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -52,10 +53,11 @@ class RayWorkers:
     """
 
     def __init__(self, address: str | None, workers: int | None, retries: int = 2) -> None:
-        self._ray = ray = _ray()
+        self._ray = ray = _ray(retries)
         self._running: dict[Any, str] = {}
         self._refused: list[Ended] = []
         self._retries = retries
+        self._times = "once" if not retries else f"{retries + 1} times"
         self._ours = not ray.is_initialized()  # somebody's own connection is used, and left as it was
         if self._ours:
             with _signals_kept():
@@ -108,13 +110,14 @@ class RayWorkers:
         return [Ended(self._running.pop(reference), self._reason(reference)) for reference in ready]
 
     def _reason(self, reference: Any) -> str | None:
-        from ray.exceptions import NodeDiedError, RayError, TaskCancelledError, WorkerCrashedError
+        from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, TaskCancelledError, WorkerCrashedError
 
         try:
             reason: str | None = self._ray.get(reference)
         except (WorkerCrashedError, NodeDiedError):
-            times = "once" if not self._retries else f"{self._retries + 1} times"
-            return f"its Ray worker was lost {times} (killed, or gone with its machine)"
+            return f"its Ray worker was lost {self._times} (killed, or gone with its machine)"
+        except OutOfMemoryError:
+            return f"Ray ended it {self._times}, as its machine ran out of memory; fewer study.workers= need less"
         except TaskCancelledError:
             return "it was cancelled in Ray"
         except RayError as error:
@@ -124,15 +127,17 @@ class RayWorkers:
     def close(self) -> None:
         """Tell every job to save and stop; end those that do not within half a minute, and a cluster of one's own."""
         left = list(self._running)
-        for reference in left:  # what the first Ctrl-C does in a terminal: see training/interrupts.py
-            self._ray.cancel(reference)
-        if left:
-            _, left = self._ray.wait(left, num_returns=len(left), timeout=_STOP_SECONDS)
-        for reference in left:
-            self._ray.cancel(reference, force=True)
-        self._running.clear()
-        if self._ours:
-            self._ray.shutdown()
+        try:
+            for reference in left:  # what the first Ctrl-C does in a terminal: see training/interrupts.py
+                self._ray.cancel(reference)
+            if left:
+                _, left = self._ray.wait(left, num_returns=len(left), timeout=_STOP_SECONDS)
+        finally:  # also where somebody loses patience: nothing is left running
+            for reference in left:
+                self._ray.cancel(reference, force=True)
+            self._running.clear()
+            if self._ours:
+                self._ray.shutdown()
 
 
 def divided(machines: Sequence[tuple[float, float]], workers: int | None) -> tuple[int, float, float]:
@@ -169,8 +174,9 @@ def _down(value: float, digits: int) -> float:
     return math.floor(value * 10**digits) / 10**digits
 
 
-def _ray() -> ModuleType:
-    for key, value in _UNLESS_SET.items():  # read when Ray loads, and by the processes that it starts
+def _ray(retries: int) -> ModuleType:
+    # Read when Ray loads, and by what it starts. Without the last, a job that takes all memory is never given up.
+    for key, value in {**_UNLESS_SET, "RAY_task_oom_retries": str(retries)}.items():
         os.environ.setdefault(key, value)
     try:
         import ray
@@ -189,6 +195,7 @@ def _connect(ray: ModuleType, address: str | None) -> None:
     where = address or os.environ.get("RAY_ADDRESS")
     try:
         if where and where != "local":
+            _knock(where)
             ray.init(address=where, **quiet)
             return
         try:
@@ -201,6 +208,13 @@ def _connect(ray: ModuleType, address: str | None) -> None:
         ray.shutdown()
         what = f"There is no Ray cluster to join at {where}" if where else "Ray could not be started"
         raise RunError(f"{what}: {_first_line(error)}") from error
+
+
+def _knock(address: str) -> None:
+    """Find out in seconds that nobody is there; Ray itself keeps trying for many minutes."""
+    host, _, port = address.rpartition(":")
+    if port.isdecimal() and "://" not in address:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_SECONDS).close()
 
 
 @contextmanager

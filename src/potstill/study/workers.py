@@ -23,6 +23,7 @@ from potstill.study.plan import Job
 __all__ = ["Ended", "LocalWorkers", "Place", "Workers", "local_places"]
 
 _STOP_SECONDS = 30.0
+_LOADED = ["potstill.study.job", "sklearn.datasets"]  # before the first job; the digits take a second of imports else
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,7 @@ class LocalWorkers:
         self._free = list(places)
         self._running: dict[int, _Running] = {}  # by what becomes ready when the process has ended
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["potstill.study.job"])
+        self._context.set_forkserver_preload(_LOADED)
 
     def start(self, job: Job, log: Path) -> None:
         """Start a job in a process of its own.
