@@ -46,12 +46,12 @@ class RecipeKeys(SphinxDirective):
     """``.. recipe-keys::``: every key of a recipe with its default, its meaning and what it takes."""
 
     def run(self) -> list[nodes.Node]:
-        """One table for the whole recipe."""
-        rows = [
-            f"   * - ``{key}``\n     - ``{default}``\n     - {meaning}" + (f" *({kind})*" if kind else "")
+        """A list of definitions, which a phone shows as well as a wide screen."""
+        found = [
+            f"``{key}={default}``\n   {meaning} *({kind})*\n"
             for key, kind, default, meaning in _keys(thing("potstill.Recipe"))
         ]
-        return self.parse_text_to_nodes(_table(("key", "default", "what it says"), rows))
+        return self.parse_text_to_nodes("\n".join(found))
 
 
 def _table(head: tuple[str, ...], rows: list[str]) -> str:

@@ -76,8 +76,9 @@ def test_a_finished_student_and_checkpoints_without_a_recipe(
     run = tmp_path / "run"
     trains("train", *quick, *digits, f"run={run}")
     (run / "recipe.yaml").unlink()
-    for path in (run / "result.json", run / "student.safetensors", run / "student.json"):
-        path.unlink()
+    left = ("result.json", "student.safetensors", "student.json", "predictions.safetensors", "report.html")
+    for name in left:
+        (run / name).unlink()
     before = contents(run)
     said = refused("train", *quick, *digits, f"run={run}")
     assert f"{run} holds files that are no run of Potstill (checkpoints, student_network)" in said

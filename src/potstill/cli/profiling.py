@@ -131,6 +131,7 @@ def _plain(found: "Profile") -> dict[str, Any]:
             "epochs": found.epochs,
             "epoch_steps": found.epoch_steps,
             "evaluation_seconds": found.evaluation_seconds,
+            "once_seconds": found.once_seconds,
             "hours": found.hours,
         },
         "tried": [

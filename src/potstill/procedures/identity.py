@@ -16,7 +16,7 @@ from potstill.errors import RunError
 from potstill.recipe import dump_recipe
 from potstill.training.folder import RunFolder
 
-__all__ = ["begun_with", "must_be_the_same", "recipe_with_head", "run_name", "versions"]
+__all__ = ["begun_with", "command", "must_be_the_same", "recipe_with_head", "run_name", "versions"]
 
 # What may differ between a run and its continuation: it changes no weight. Paths may be spelled in another way, as what
 # lies there is compared by the hashes of the data and of the teacher. A damaged image stops a run before it changes a
@@ -156,7 +156,10 @@ def versions() -> dict[str, str]:
 
 def recipe_with_head(recipe: Recipe) -> str:
     """``recipe.yaml``: the versions and the command as comments, then everything resolved."""
-    command = " ".join(shlex.join(["potstill", *sys.argv[1:]]).splitlines())  # a comment is one line
-    return (
-        f"# {', '.join(f'{name} {number}' for name, number in versions().items())}\n# {command}\n{dump_recipe(recipe)}"
-    )
+    made_with = ", ".join(f"{name} {number}" for name, number in versions().items())
+    return f"# {made_with}\n# {command()}\n{dump_recipe(recipe)}"
+
+
+def command() -> str:
+    """The command that this process was started with, in one line that a shell takes."""
+    return " ".join(shlex.join(["potstill", *sys.argv[1:]]).splitlines())

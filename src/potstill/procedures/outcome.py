@@ -2,8 +2,6 @@
 
 import hashlib
 import resource
-import shlex
-import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +13,7 @@ from potstill.config import Recipe
 from potstill.networks.card import read_card
 from potstill.plain_json import to_json
 from potstill.procedures.data import Data
-from potstill.procedures.identity import versions
+from potstill.procedures.identity import command, versions
 from potstill.training.distributed import Processes
 from potstill.training.loop import Loop
 
@@ -57,7 +55,7 @@ def outcome(
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "begun": begun,
         "finished": now(),
-        "command": " ".join(shlex.join(["potstill", *sys.argv[1:]]).splitlines()),
+        "command": command(),
         "recipe_hash": recipe_hash(recipe),
         "classes": list(data.classes),
         "data": {"identity": data.identity, **counts, "skipped": skipped},
