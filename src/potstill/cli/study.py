@@ -1,8 +1,6 @@
 """The command that runs a study: many runs, one table."""
 
-import shlex
 import signal
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -96,10 +94,10 @@ def _workers(plan: "Plan") -> "Workers":
 
 
 def _record(plan: "Plan", table: "Table") -> None:
+    from potstill.procedures.identity import command
     from potstill.study import write_record
 
-    command = shlex.join(["potstill", *sys.argv[1:]])
-    write_record(plan.folder, table, plan.file.model_dump(mode="json"), command)
+    write_record(plan.folder, table, plan.file.model_dump(mode="json"), command())
 
 
 def _report(plan: "Plan") -> Path | None:

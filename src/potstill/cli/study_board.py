@@ -1,7 +1,7 @@
 """A study on the terminal: what runs now, and the tables that it ends with."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -142,30 +142,34 @@ def result_tables(table: "Table", width: int) -> list[RichTable]:
     """
     made = []
     published = any(entry.paper is not None for entry in table.entries)
-    results = [">runs", ">last %", ">to the control (95 %)", *([">paper % (to its control)"] if published else [])]
+    results = [">runs", ">last %", ">to the control\n(95 %)", *([">paper %\n(to its control)"] if published else [])]
     costs = [">best %", ">time", ">teacher", ">memory", ">latency", ">parameters"]
     for column in table.columns:
-        entries = [entry for entry in table.entries if table.column(entry) == column]
-        names = [entry.levels[table.rows] for entry in entries]
-        found = [_results(entry)[: len(results)] for entry in entries]
-        cost = [_costs(entry) for entry in entries]
+        entries = {entry.levels[table.rows]: entry for entry in table.entries if table.column(entry) == column}
+        found = [[name, *_results(entry)[: len(results)]] for name, entry in entries.items()]
+        cost = [[name, *_costs(entry)] for name, entry in entries.items()]
         title = f"{table.title}: {column}" if column else table.title
-        rows = [[name, *one, *other] for name, one, other in zip(names, found, cost, strict=True)]
-        wide = plain_table([table.rows, *results, *costs], rows, title)
+        rows = ([*one, *other[1:]] for one, other in zip(found, cost, strict=True))
+        wide = _unfolded([table.rows, *results, *costs], rows, title)
         if Console(width=10_000).measure(wide).maximum <= width:
             made.append(wide)
         else:
-            made.append(
-                plain_table([table.rows, *results], ([n, *one] for n, one in zip(names, found, strict=True)), title)
-            )
-            made.append(plain_table([table.rows, *costs], ([n, *one] for n, one in zip(names, cost, strict=True))))
+            made += [_unfolded([table.rows, *results], found, title), _unfolded([table.rows, *costs], cost)]
     if table.teachers:
-        rows = [
+        rows = (
             [name, _number(row.get("top1"), "{:.2f}"), _number(row.get("latency_ms"), "{:.2f} ms"),
              _number(row.get("parameters"), "{:,.0f}")]
             for name, row in table.teachers.items()
-        ]  # fmt: skip
-        made.append(plain_table(["teacher", ">top-1 %", ">latency", ">parameters"], rows))
+        )  # fmt: skip
+        made.append(_unfolded(["teacher", ">top-1 %", ">latency", ">parameters"], rows))
+    return made
+
+
+def _unfolded(columns: list[str], rows: Iterable[list[str]], title: str | None = None) -> RichTable:
+    """A table of which only the first column is folded where the terminal is too narrow: a number stays on its line."""
+    made = plain_table(columns, rows, title)
+    for column in made.columns[1:]:
+        column.no_wrap = True
     return made
 
 

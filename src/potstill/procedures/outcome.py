@@ -2,6 +2,7 @@
 
 import hashlib
 import resource
+import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
