@@ -182,7 +182,7 @@ def test_studies_of_one_pool_share_teachers_and_runs():
     for first, second, shared in [
         ("pefd-table1", "pefd-table2", 2 + 12), ("pefd-table1", "pefd-table3", 2 + 12),
         ("pefd-table1", "pefd-table5", 2 + 12), ("pefd-table1", "pefd-table6", 2 + 12),
-        ("pefd-table5", "kdpp-wrn40_2-wrn40_1", 1), ("pefd-table1", "kdpp-res32x4-shufv1", 1),
+        ("pefd-table5", "kdpp-cifar100", 3), ("pefd-table1", "kdpp-cifar100", 1),
         ("pefd-table1-cpu", "pefd-table2-cpu", 2 + 6), ("pefd-table1-cpu", "pefd-table3-cpu", 2 + 6),
         ("pefd-table1-cpu", "pefd-table5-cpu", 2 + 6), ("pefd-table1-cpu", "pefd-table6-cpu", 2 + 6),
         ("pefd-table5-cpu", "kdpp-cifar100-cpu", 2 + 6),

@@ -265,8 +265,10 @@ def test_tables_have_a_row_for_each_level_and_are_divided_where_the_terminal_is_
     for one in wide:
         console.print(one)
     row = next(line for line in written(console).splitlines() if "taught by nobody" in line)
-    expected = "taught by nobody 2/2 42.50 ± 0.71 +2.00 [-1.04, +5.04] 62.50 (+2.50) 52.50 ± 0.71 1:15 min 1.5 GiB 0.25 ms"
-    assert row.split() == f"{expected} 78,042".split()
+    assert row.split() == [
+        "taught", "by", "nobody", "2/2", "42.50", "±", "0.71", "+2.00", "[-1.04,", "+5.04]", "62.50", "(+2.50)",
+        "52.50", "±", "0.71", "1:15", "min", "1.5", "GiB", "0.25", "ms", "78,042",
+    ]  # fmt: skip
     narrow = shown_on(80)
     divided = result_tables(table, 80)
     assert len(divided) == 4
@@ -274,5 +276,8 @@ def test_tables_have_a_row_for_each_level_and_are_divided_where_the_terminal_is_
         narrow.print(one)
     lines = written(narrow).splitlines()
     assert max(map(len, lines)) <= 80
-    assert any("taught by nobody" in line and "+2.00 [-1.04, +5.04]" in line for line in lines), "no number is cut"
-    assert any("taught by nobody" in line and "78,042" in line for line in lines)
+    for whole in (
+        r"2/2 +42\.50 ± 0\.71 +\+2\.00 \[-1\.04, \+5\.04\] +62\.50 \(\+2\.50\)",
+        r"1\.5 GiB +0\.25 ms +78,042",
+    ):
+        assert any(re.search(whole, line) for line in lines), "no number is cut"

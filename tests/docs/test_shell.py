@@ -142,6 +142,8 @@ def shortened(words: list[str]) -> list[str]:
         deep = re.compile(rf"(?<![/\w])({'|'.join(SHALLOW)})(?=$|[,\]])")
         words = [deep.sub(lambda found: SHALLOW[found[1]], word) for word in words]
         laid = [f"{key}={value}" for key, value in overrides(words).items()]
+    if words[0] == "study" and "--dry-run" not in words:
+        laid = ["epochs=1", "study.seeds=[1]", "study.workers=1"]
     if words[0] == "store" and any(word.endswith(".yaml") for word in words):
         keys = SHORT | DIGITS | {"data.views": SMALLER["data.views"], "teacher.fold": "false"}
         laid = [f"{key}={value}" for key, value in keys.items()]

@@ -168,6 +168,7 @@ def result_tables(table: "Table", width: int) -> list[RichTable]:
 def _unfolded(columns: list[str], rows: Iterable[list[str]], title: str | None = None) -> RichTable:
     """A table of which only the first column is folded where the terminal is too narrow: a number stays on its line."""
     made = plain_table(columns, rows, title)
+    made.collapse_padding = True
     for column in made.columns[1:]:
         column.no_wrap = True
     return made

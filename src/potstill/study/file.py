@@ -39,6 +39,13 @@ class Paper(Section):
         }
 
 
+class CellKeys(Section):
+    """What some combinations of levels have of their own, as weights that were found for one pair of networks."""
+
+    at: dict[str, str] = Field(min_length=1, description="{axis: level, ..}; axes that are not named: every level")
+    recipe: dict[str, Any] = Field(description="a recipe's keys, laid over those of the levels")
+
+
 class StudyFile(Section):
     """A grid of runs: every combination of the axes' levels, for every seed."""
 
@@ -56,6 +63,7 @@ class StudyFile(Section):
     )
     seeds: tuple[Seed, ...] = Field((10, 20, 30), min_length=1, description="a run of each combination for each")
     skip: tuple[dict[str, str], ...] = Field((), description="combinations to leave out: {axis: level, ..}")
+    cells: tuple[CellKeys, ...] = Field((), description="what single combinations have of their own, later ones on top")
     control: dict[str, str] = Field({}, description="{axis: level} that the others are compared with")
     rows: str | None = Field(None, description="the axis of the table's rows; none: the control's, or the last one")
     store: bool = Field(True, description="one store of each teacher's outputs, shared by the runs that can read it")
@@ -135,7 +143,8 @@ class StudyFile(Section):
             yield "control names one level of one axis, like control: {method: alone}."
         if not all(self.skip):
             yield "skip has an entry that names nothing, which would leave out everything; write {axis: level}."
-        for what, chosen in [("control", self.control), *(("skip", entry) for entry in self.skip)]:
+        named = [("control", self.control), *(("skip", entry) for entry in self.skip)]
+        for what, chosen in [*named, *(("cells.at", one.at) for one in self.cells)]:
             for axis, level in chosen.items():
                 if axis not in self.grid:
                     yield f"{what} names {axis!r}, which is no axis of the grid.{nearest(axis, self.grid)}"
@@ -148,6 +157,9 @@ class StudyFile(Section):
             return ["skip leaves no combination of the grid."]
         if not any(self.control.items() <= levels.items() for levels in left):
             return ["skip leaves out the control, so that there is nothing to compare with."]
+        for one in self.cells:
+            if not any(one.at.items() <= levels.items() for levels in left):
+                return [f"skip leaves out all that cells says of {one.at}."]
         return []
 
     def _unpublished(self) -> Iterator[str]:

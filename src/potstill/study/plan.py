@@ -155,11 +155,14 @@ class _Maker:
         """Keys that are not a level's to say, and teachers that nobody learns from."""
         levels = {f"{axis} {name}": keys for axis, names in self.file.grid.items() for name, keys in names.items()}
         teachers = {f"teacher {name}": keys for name, keys in self.file.teachers.items()}
-        for where, keys in {"recipe": self.file.recipe, **levels, **teachers}.items():
+        cells = {f"cells {one.at}": one.recipe for one in self.file.cells}
+        for where, keys in {"recipe": self.file.recipe, **levels, **cells, **teachers}.items():
             for key in keys:
                 if key in _OF_THE_STUDY and not (key == "seed" and where in teachers):
                     self._problem(f"{key}: {_OF_THE_STUDY[key]}.", where)
-        said = [laid({}, keys).get("teacher") for keys in [self.raw, *levels.values(), *teachers.values()]]
+        said = [
+            laid({}, keys).get("teacher") for keys in [self.raw, *levels.values(), *cells.values(), *teachers.values()]
+        ]
         named = {str(one[NAME]) for one in said if isinstance(one, dict) and NAME in one}
         for name in self.file.teachers.keys() - named:
             self._problem(f"nobody learns from it; say teacher: {name} in a level, or take it out.", f"teacher {name}")
@@ -167,7 +170,8 @@ class _Maker:
     def _draw(self, levels: Mapping[str, str]) -> Iterator[Drawn]:
         """A combination's cells, one for each seed."""
         label = "-".join(levels.values())
-        raw = functools.reduce(laid, (self.file.grid[axis][level] for axis, level in levels.items()), self.raw)
+        own = [one.recipe for one in self.file.cells if one.at.items() <= levels.items()]
+        raw = functools.reduce(laid, [*(self.file.grid[axis][level] for axis, level in levels.items()), *own], self.raw)
         raw["seed"] = self.file.seeds[0]
         taught = self._taught(raw, label)
         teacher, own_store = raw.get("teacher"), False
