@@ -66,6 +66,9 @@ def study(
             console.print(shown)
         for entry, run in table.failed:
             console.print(f"Failed: {', '.join(entry.levels.values())}, seed {run.seed}: {run.reason}", soft_wrap=True)
+        if table.paper:
+            said = [f"Paper: {table.paper['source']}.", table.paper["note"]]
+            console.print(" ".join(filter(None, said)), soft_wrap=True)
         if table.incomparable:
             console.print("The data have no labels, so there is no accuracy to compare by.", soft_wrap=True)
         page = f"; the page to pass round is {report}" if report else ""
