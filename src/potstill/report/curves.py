@@ -64,7 +64,7 @@ def plot(
         ends = [min(trace["x"][0] for trace in data), max(trace["x"][-1] for trace in data)]
         data.append(line(name, ends, [value, value], "teacher", f"%{{y}}{suffix}", mode="lines"))
         said.append(f"{name} {value:.4g}{suffix}")
-    axis = dict((_EPOCH if x == "epoch" else _STEP)["xaxis"])
+    axis: dict[str, Any] = dict((_EPOCH if x == "epoch" else _STEP)["xaxis"])
     if x == "epoch" and max(trace["x"][-1] for trace in data) <= 12:
         axis["dtick"] = 1  # there is no half of an epoch
     layout = {"xaxis": axis, "yaxis": {"ticksuffix": suffix}, "showlegend": len(data) > 1}

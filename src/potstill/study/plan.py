@@ -170,8 +170,9 @@ class _Maker:
     def _draw(self, levels: Mapping[str, str]) -> Iterator[Drawn]:
         """A combination's cells, one for each seed."""
         label = "-".join(levels.values())
-        own = [one.recipe for one in self.file.cells if one.at.items() <= levels.items()]
-        raw = functools.reduce(laid, [*(self.file.grid[axis][level] for axis, level in levels.items()), *own], self.raw)
+        keys = [self.file.grid[axis][level] for axis, level in levels.items()]
+        keys += [one.recipe for one in self.file.cells if one.at.items() <= levels.items()]
+        raw = functools.reduce(laid, keys, self.raw)
         raw["seed"] = self.file.seeds[0]
         taught = self._taught(raw, label)
         teacher, own_store = raw.get("teacher"), False
