@@ -44,7 +44,8 @@ hooks: $(STAMP) ## run ruff and mypy before each commit
 	@$(BIN)/pre-commit install
 
 docs: $(STAMP) ## build the site into build/docs, with warnings as errors, and check every link of it
-	@$(BIN)/python -m sphinx -b html -W --keep-going -q -d build/doctrees docs build/docs
+	@rm -rf build/docs build/doctrees
+	@$(BIN)/python -m sphinx -b html -W --keep-going -q -E -d build/doctrees docs build/docs
 	@$(BIN)/python docs/_site/check_links.py build/docs $(ARGS)
 
 bench: $(STAMP) ## the measurements of docs/performance.md, written into it (DATA=folder of data, ARGS="--only store.py")
