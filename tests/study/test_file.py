@@ -110,6 +110,19 @@ def test_a_file_that_is_not_there_is_a_sentence(tmp_path: Path):
         load_study(tmp_path / "none.yaml")
 
 
+def test_what_single_combinations_have_of_their_own_is_of_combinations_that_there_are(tmp_path: Path):
+    grid = "grid: {epochs: [8, 16], method: {kd: {}, pefd: {}}}\n"
+    file = load(tmp_path, grid + "cells: [{at: {epochs: 8, method: kd}, recipe: {batch_size: 32}}]")
+    assert file.cells[0].at == {"epochs": "8", "method": "kd"}
+    told = mistakes(tmp_path, grid + "cells: [{at: {epochs: 9}, recipe: {}}, {at: {methode: kd}, recipe: {}}]")
+    assert "cells.at names '9', which is no level of epochs." in told
+    assert "cells.at names 'methode', which is no axis of the grid. Did you mean 'method'?" in told
+    assert "skip leaves out all that cells says of {'epochs': '8'}." in mistakes(
+        tmp_path, grid + "skip: [{epochs: 8}]\ncells: [{at: {epochs: 8}, recipe: {}}]"
+    )
+    assert "cells.0.at" in mistakes(tmp_path, grid + "cells: [{at: {}, recipe: {}}]")
+
+
 def test_overrides_reach_into_what_the_file_says(tmp_path: Path):
     text = "teachers: {t: {epochs: 10, student.model: resnet20}}\ngrid: {method: {kd: {}}}"
     file = load(tmp_path, text, "seeds=[4]", "teachers.t.epochs=1", "workers=1")

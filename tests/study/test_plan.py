@@ -97,6 +97,20 @@ def test_every_combination_is_run_with_every_seed_and_later_axes_lie_over_earlie
         assert made.data.view_seed == 0, "the control sees the images that the stores hold"
 
 
+def test_what_a_combination_has_of_its_own_lies_on_top_the_later_the_higher(planned: Planned):
+    cells = [
+        {"at": {"method": "KD"}, "recipe": {"objective": {"kd": 2}, "epochs": 5}},
+        {"at": {"method": "KD", "student.model": "resnet14"}, "recipe": {"epochs": 6}},
+    ]
+    grid = {"method": {"PEFD": TEACH, "KD": TEACH}, "student.model": ["resnet8", "resnet14"]}
+    plan = planned(grid=grid, cells=cells, control={}, seeds=[1])
+    found = [(recipe(plan, cell).epochs, recipe(plan, cell).objective) for cell in plan.cells]
+    assert found == [(1, {"ce": 1.0, "pefd": 25.0})] * 2 + [(5, {"kd": 2.0}), (6, {"kd": 2.0})]
+    assert "cells {'method': 'KD'}: run: each run gets a folder" in refusal(
+        planned, grid=grid, control={}, cells=[{"at": {"method": "KD"}, "recipe": {"run": "x"}}]
+    )
+
+
 def test_teachers_come_first_then_their_stores_then_runs(planned: Planned):
     plan = planned()
     assert [(job.name.partition(" ")[0], job.kind) for job in plan.jobs.values()] == [

@@ -108,11 +108,12 @@ def _report(plan: "Plan") -> Path | None:
     from potstill.report import write_report
 
     try:
+        page = write_report([plan.folder])
         if plan.file.report:
             for job in plan.jobs.values():
                 if job.kind == "run" and (job.folder / "result.json").exists():
                     write_report([job.folder])
-        return write_report([plan.folder])
+        return page
     except PotstillError as error:
         say_error(f"There is no report: {error}", label="")
         return None

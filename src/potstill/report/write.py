@@ -38,11 +38,6 @@ def write_report(folders: Sequence[str | Path], out: str | Path | None = None, f
         raise RunError(f"There is no format {format!r}; expected html, md or csv.{nearest(format, FORMATS)}")
     if not folders:
         raise RunError("A report is of one run or more; none is given.")
-    path = Path(out) if out is not None else Path(folders[0]) / f"report.{format}"
-    if path.is_dir():
-        raise RunError(f"{path} is a folder; give a file to write the report to.")
-    if not path.parent.is_dir():
-        raise RunError(f"There is no folder {path.parent} to write {path.name} into.")
     studies = [folder for folder in folders if (Path(folder) / STUDY_FILE).is_file()]
     if studies and len(folders) > 1:
         raise RunError(f"{studies[0]} is a study, which has a report of its own; give it alone.")
@@ -53,6 +48,11 @@ def write_report(folders: Sequence[str | Path], out: str | Path | None = None, f
     else:
         runs = [read_run(folder) for folder in folders]
         page, rows = compose(runs), render_csv(runs)
+    path = Path(out) if out is not None else Path(folders[0]) / f"report.{format}"
+    if path.is_dir():
+        raise RunError(f"{path} is a folder; give a file to write the report to.")
+    if not path.parent.is_dir():
+        raise RunError(f"There is no folder {path.parent} to write {path.name} into.")
     text = rows if format == "csv" else render_html(page) if format == "html" else render_markdown(page)
     write_whole(path, text)
     return path

@@ -45,6 +45,11 @@ class CellKeys(Section):
     at: dict[str, str] = Field(min_length=1, description="{axis: level, ..}; axes that are not named: every level")
     recipe: dict[str, Any] = Field(description="a recipe's keys, laid over those of the levels")
 
+    @field_validator("at", mode="before")
+    @classmethod
+    def _levels_are_named_as_in_the_grid(cls, at: Any) -> Any:
+        return _by_name(at)
+
 
 class StudyFile(Section):
     """A grid of runs: every combination of the axes' levels, for every seed."""
@@ -107,12 +112,7 @@ class StudyFile(Section):
     @field_validator("control", "skip", mode="before")
     @classmethod
     def _levels_are_named_as_in_the_grid(cls, chosen: Any) -> Any:
-        if isinstance(chosen, list | tuple):
-            return tuple(cls._levels_are_named_as_in_the_grid(entry) for entry in chosen)
-        if isinstance(chosen, dict):
-            plain = (str, int, float, bool)
-            return {_text(axis): _text(level) if isinstance(level, plain) else level for axis, level in chosen.items()}
-        return chosen
+        return tuple(map(_by_name, chosen)) if isinstance(chosen, list | tuple) else _by_name(chosen)
 
     @model_validator(mode="after")
     def _all_that_is_named_is_there(self) -> Self:
@@ -218,3 +218,11 @@ def _text(value: Any) -> str:
         return value
     text = yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True)
     return text.strip().removesuffix("\n...").strip()
+
+
+def _by_name(chosen: Any) -> Any:
+    """Levels of axes as the grid calls them, where they are written as the values that they are called after."""
+    if not isinstance(chosen, dict):
+        return chosen
+    plain = (str, int, float, bool)
+    return {_text(axis): _text(level) if isinstance(level, plain) else level for axis, level in chosen.items()}
