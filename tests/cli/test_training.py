@@ -25,7 +25,7 @@ def test_a_pipe_gets_plain_lines_and_a_table(potstill, tiny, tmp_path):
     assert step.endswith(" images/s")
     assert any(line.startswith("student  epoch 1/1  done  loss ") and "top-1" in line for line in lines)
     assert any(line.split()[:1] == ["student"] and "78,042" in line and "KiB" in line for line in lines)
-    assert f"Everything is in {folder}. Next: potstill export {folder}" in lines
+    assert f"Everything is in {folder}; the page about it is {folder}/report.html. Next: potstill export {folder}" in lines
     assert "\x1b" not in result.stdout
 
 
@@ -56,6 +56,14 @@ def test_distill_compares_with_the_control(potstill, tiny, teacher_run, tmp_path
     assert shown["folder"] == str(folder)
     assert shown["difference"] == pytest.approx(shown["rows"]["student"]["top1"] - shown["rows"]["control"]["top1"])
     assert "is finished; its result is shown again" in again.stderr
+    assert shown["reports"] == [f"{folder}/report.html"]
+    assert "than the same network trained" in (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_report_that_nobody_wants_is_not_written(potstill, tiny, tmp_path):
+    result = potstill("train", *tiny, "log.report=false", f"run={tmp_path / 'run'}", "--json")
+    assert json.loads(result.stdout)["reports"] == []
+    assert not (tmp_path / "run" / "report.html").exists()
 
 
 def hinted(output, begin):
@@ -230,6 +238,8 @@ def test_the_demo_trains_three_networks_and_shows_them_again(potstill, tmp_path)
     folder = tmp_path / "demo"
     quick = ["epochs=1", "data.val_fraction=0.9", "device=cpu", "--run", str(folder)]
     result = potstill("demo", *quick)
+    assert f"The report: {folder / 'student' / 'report.html'}" in result.stdout.splitlines()
+    assert (folder / "student" / "report.html").stat().st_size > 4_000_000  # plotly is in it
     assert result.exit_code == 0, result.output
     titles = [line.split()[0] for line in result.stdout.splitlines() if re.search(r"epoch 1/[12]  done", line)]
     assert titles == ["teacher", "control", "student"]
