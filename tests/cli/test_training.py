@@ -25,7 +25,8 @@ def test_a_pipe_gets_plain_lines_and_a_table(potstill, tiny, tmp_path):
     assert step.endswith(" images/s")
     assert any(line.startswith("student  epoch 1/1  done  loss ") and "top-1" in line for line in lines)
     assert any(line.split()[:1] == ["student"] and "78,042" in line and "KiB" in line for line in lines)
-    assert f"Everything is in {folder}; the page about it is {folder}/report.html. Next: potstill export {folder}" in lines
+    page = f"{folder}/report.html"
+    assert f"Everything is in {folder}; the page about it is {page}. Next: potstill export {folder}" in lines
     assert "\x1b" not in result.stdout
 
 
