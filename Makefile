@@ -16,7 +16,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types format hooks docs bench lock clean
+.PHONY: help install demo test thorough lint types format hooks docs bench lock clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -27,6 +27,9 @@ demo: $(STAMP) ## install, then distil on the handwritten digits: teacher, contr
 	@$(BIN)/potstill demo $(ARGS)
 
 test: lint types ## install, then every check: ruff, mypy, the tests and the doctests (ARGS="-k teacher" picks)
+	@$(PYTEST) -m "not long" $(ARGS)
+
+thorough: lint types ## the same with the tests that take half a minute and more: Ray, a whole race, the site
 	@$(PYTEST) $(ARGS)
 
 lint: $(STAMP) ## ruff: rules and format

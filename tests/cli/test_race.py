@@ -120,7 +120,7 @@ def rungs(text: str) -> Any:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_race_that_is_told_to_stop_or_killed_ends_as_one_that_was_not(teacher_run, tmp_path):
     """SIGTERM once, then SIGKILL after some epochs, more each time; the waiting is for epochs, not for seconds."""
     whole, _ = start(tmp_path / "whole", teacher_run).communicate(timeout=600)

@@ -102,7 +102,7 @@ def test_a_style_that_loads_a_font_from_elsewhere_is_found(site, tmp_path):
     assert broken(site, tmp_path) == ["a.css loads something that is elsewhere."]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_site_builds_without_a_warning_and_no_link_of_it_is_broken(tmp_path):
     """What `make docs` does."""
     pytest.importorskip("sphinx", reason="the generator comes with the extra `docs`")

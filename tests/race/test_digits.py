@@ -35,7 +35,7 @@ def known_best() -> str:
     return best
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_race_finds_the_known_best_with_at_most_half_the_epochs(tmp_path: Path):
     def call(*arguments: str) -> str:
         result = CliRunner().invoke(app, [*arguments, "device=cpu", "precision=fp32", "log.report=false"])

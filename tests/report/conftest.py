@@ -138,6 +138,11 @@ def _result(classes: Sequence[str], answers: Predictions, taught: bool, images: 
     }  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def quick_maps() -> None:
+    """Maps with all their rounds: here their places are looked at."""
+
+
 @pytest.fixture(scope="session")
 def make_run() -> Callable[..., Path]:
     """Write a run's folder."""

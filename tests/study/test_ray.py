@@ -163,7 +163,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path.resolve()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_study_has_the_cells_that_it_has_on_this_machine(
     cluster: Any, reference: tuple[Path, Plan, Status], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,7 +183,7 @@ def test_a_study_has_the_cells_that_it_has_on_this_machine(
     assert "epoch 1/6  done" in log_of(folder, plan)  # what a job says is in its log
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_worker_costs_only_a_retry(cluster: Any, reference: tuple[Path, Plan, Status], folder: Path) -> None:
     killed = []
 
@@ -203,7 +203,7 @@ def test_a_killed_worker_costs_only_a_retry(cluster: Any, reference: tuple[Path,
     assert weights(folder, plan, RUN) == weights(*reference[:2], RUN)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_stopped_study_leaves_nothing_running_and_goes_on(
     cluster: Any, reference: tuple[Path, Plan, Status], folder: Path
 ) -> None:
@@ -227,7 +227,7 @@ def test_a_stopped_study_leaves_nothing_running_and_goes_on(
     assert weights(folder, plan, RUN) == weights(*reference[:2], RUN)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_worker_that_is_always_lost_is_one_failed_cell(cluster: Any, folder: Path) -> None:
     plan, workers = planned(folder, "alone"), RayWorkers(None, 2, retries=1)
     workers._task = cluster.remote(max_calls=1)(lambda *job: os.kill(os.getpid(), signal.SIGKILL))
@@ -265,7 +265,7 @@ def test_a_machine_that_does_not_share_the_folders_says_so(folder: Path) -> None
         assert "share" in said
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_process_that_is_in_a_cluster_does_not_join_another(cluster: Any) -> None:
     with pytest.raises(RunError, match=r"in the Ray cluster at .* already, so it cannot join 10\.0\.0\.1:6379"):
         RayWorkers("10.0.0.1:6379", 2)
