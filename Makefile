@@ -29,7 +29,7 @@ demo: $(STAMP) ## install, then distil on the handwritten digits: teacher, contr
 test: lint types ## install, then every check: ruff, mypy, the tests and the doctests (ARGS="-k teacher" picks)
 	@$(PYTEST) -m "not long" $(ARGS)
 
-thorough: lint types ## the same with the tests that take half a minute and more: Ray, a whole race, the site
+thorough: lint types ## the same with the tests that take long: Ray, a whole race, kills, the commands of the documents, the site
 	@$(PYTEST) $(ARGS)
 
 lint: $(STAMP) ## ruff: rules and format

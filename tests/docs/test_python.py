@@ -57,6 +57,7 @@ print(json.dumps(said))
 """
 
 
+@pytest.mark.long
 def test_the_python_of_the_documents_runs_and_prints_what_they_say(reader):
     """One test, because a process to read in takes seconds to start."""
     work = []

@@ -199,6 +199,7 @@ def run(words: list[str], trained: dict[tuple[str, ...], Path]) -> str:
     return result.stdout
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [name for name, text in TEXTS.items() if any(lines(text))])
 def test_the_commands_of_a_document_run(name: str, reader, trained, monkeypatch):
     monkeypatch.setattr("potstill.analysis.cost.latency", lambda *_, **__: 1.0)  # half a second for each network

@@ -119,6 +119,7 @@ def test_the_measures_of_each_epoch_are_there_by_default(run: Path, teacher: Pat
     assert last["val_norm_teacher"] == pytest.approx(theirs.embedding.norm(dim=1).mean().item(), rel=1e-3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("measures", ["true", "false"])
 def test_the_teacher_sees_the_validation_images_once(distill, run, tmp_path, monkeypatch, measures):
     seen, passes = [], Teacher.__call__
@@ -148,6 +149,7 @@ def test_the_teacher_sees_the_validation_images_once(distill, run, tmp_path, mon
     assert ("val_norm" in metrics_of(tmp_path / "several" / "student-3")[0]) == (measures == "true")
 
 
+@pytest.mark.long
 def test_an_interrupted_run_has_the_values_of_one_that_was_not(distill, run, tmp_path):
     again = tmp_path / "again"
     distill("epochs=3", "checkpoint.keep=9", f"run={again}")
@@ -288,6 +290,7 @@ def test_what_the_result_says_of_the_run(run, teacher, tmp_path):
         assert (result_of(folder)["recipe_hash"] == found["recipe_hash"]) == same
 
 
+@pytest.mark.long
 def test_two_processes_write_one_file(teacher, tmp_path):
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",

@@ -143,6 +143,7 @@ def test_a_candidate_is_the_student_that_it_would_be_alone(whole: tuple[Path, di
     assert weights(tmp_path / "alone-2") == weights(folder / last)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("where", "saves"), [("before", 1), ("after", 3), ("before", 5), ("after", 6), ("before", 8), ("after", 8)]
 )

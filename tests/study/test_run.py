@@ -202,7 +202,7 @@ def undisturbed(study_file: Callable[..., Path], in_process: InProcess, tmp_path
     return path, read_record(tmp_path / "whole").table
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks for processes in /proc")
 def test_a_study_that_is_killed_five_times_ends_with_the_same_table(
     undisturbed: tuple[Path, Table], in_process: InProcess, tmp_path: Path
@@ -225,7 +225,7 @@ def test_a_study_that_is_killed_five_times_ends_with_the_same_table(
     until(lambda: not left_running(folder))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks for processes in /proc")
 def test_a_study_that_is_told_to_stop_saves_its_jobs_and_leaves_none(

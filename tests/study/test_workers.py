@@ -203,7 +203,7 @@ print(time.monotonic() - began)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_script_needs_no_guard_and_its_jobs_start_at_once(tmp_path: Path):
     (tmp_path / "script.py").write_text(SCRIPT)
     command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "run"), str(tmp_path / "log")]
