@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from tests.docs.documents import TEXTS, blocks, commands, recipe_of
 
 from potstill.networks.build import build_network
