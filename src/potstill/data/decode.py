@@ -31,7 +31,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
 # What Pillow's readers raise on damaged input, beside OSError and its own subclasses.
 DAMAGE = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, OverflowError, struct.error,
-          zlib.error, NotImplementedError, Image.DecompressionBombError)  # fmt: skip
+          zlib.error, Image.DecompressionBombError)  # fmt: skip
 
 ORIENTATION = 0x0112  # the EXIF tag
 UPRIGHT = {

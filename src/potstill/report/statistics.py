@@ -10,6 +10,7 @@ from scipy.optimize import brentq
 from scipy.stats import norm, t
 
 from potstill.errors import DataError
+from potstill.study.statistics import difference
 
 __all__ = ["Interval", "mean_interval", "paired_difference", "two_sample_difference", "unpaired_difference", "wilson"]
 
@@ -91,11 +92,11 @@ def unpaired_difference(
         [20.0, 5.24, 33.39]
     """
     one, other = wilson(ours, our_images, level), wilson(theirs, their_images, level)
-    difference = one.value - other.value
+    value = one.value - other.value
     return Interval(
-        difference,
-        difference - math.hypot(one.value - one.low, other.high - other.value),
-        difference + math.hypot(one.high - one.value, other.value - other.low),
+        value,
+        value - math.hypot(one.value - one.low, other.high - other.value),
+        value + math.hypot(one.high - one.value, other.value - other.low),
     )
 
 
@@ -171,7 +172,7 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval | No
 def two_sample_difference(ours: Sequence[float], theirs: Sequence[float], level: float = 0.95) -> Interval | None:
     """The difference of two means over seeds that do not pair, with Welch's interval; None of fewer than two each.
 
-    Source: Welch, "The generalization of 'Student's' problem", Biometrika 1947.
+    The interval itself is that of studies, :func:`potstill.study.statistics.difference`.
 
     Example:
         >>> found = two_sample_difference([71.0, 72.0, 73.0], [69.0, 70.0, 71.0])
@@ -180,10 +181,7 @@ def two_sample_difference(ours: Sequence[float], theirs: Sequence[float], level:
     """
     if min(len(ours), len(theirs)) < 2:
         return None
-    parts = [float(np.var(values, ddof=1)) / len(values) for values in (ours, theirs)]
-    value, variance = float(np.mean(ours) - np.mean(theirs)), sum(parts)
-    if not variance:
-        return Interval(value, value, value)
-    freedom = variance**2 / sum(part**2 / (len(values) - 1) for part, values in zip(parts, (ours, theirs), strict=True))
-    half = float(t.ppf(0.5 + level / 2, freedom)) * math.sqrt(variance)
-    return Interval(value, value - half, value + half)
+    found = difference(ours, theirs, level)
+    if found.low is None or found.high is None:  # no two values differ: the page shows a point
+        return Interval(found.mean, found.mean, found.mean)
+    return Interval(found.mean, found.low, found.high)
