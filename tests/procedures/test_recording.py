@@ -13,12 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
+from tests.procedures.running import TINY, call
 
 from potstill.analysis.embedding_map import balanced_rows, principal
 from potstill.analysis.metrics import between_class_cosine, direction_alignment
 from potstill.analysis.predictions import Predictions
-from potstill.cli import app
 from potstill.data.open import open_data
 from potstill.networks.features import Features
 from potstill.networks.ship import load_student
@@ -26,26 +25,8 @@ from potstill.networks.teacher import Teacher
 from potstill.procedures import taught
 from potstill.training.checkpoints import Checkpoints
 
-# 179 of the digits to learn from and 1618 to judge by.
-TINY = (
-    "data.source=digits", "data.val_fraction=0.9", "data.size=16", "student.model=resnet8", "device=cpu",
-    "schedule.name=constant", "log.every=1", "epochs=2", "precision=fp32",
-)  # fmt: skip
 TRAIN, VAL = 179, 1618
 MEASURES = ("val_norm", "val_m_bc", "val_norm_teacher", "val_cka", "val_m_da")
-
-
-def call(*arguments: str, code: int = 0) -> str:
-    result = CliRunner().invoke(app, list(arguments), prog_name="potstill")
-    assert result.exit_code == code, result.output
-    return result.output
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "teacher"
-    call("train", *TINY, "student.model=resnet14", "epochs=1", f"run={folder}")
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from typer.testing import CliRunner
+from tests.procedures.running import call
 
-from potstill.cli import app
 from potstill.config import Recipe
 from potstill.errors import RecipeError
 from potstill.procedures import speed
@@ -22,12 +21,6 @@ TINY = (
 )  # fmt: skip
 # As one would write it for one experiment: float32, eager, contiguous, the teacher as it was trained.
 PLAIN = ("precision=fp32", "channels_last=false", "compile=false", "teacher.fold=false")
-
-
-def call(*arguments: str, code: int = 0) -> str:
-    result = CliRunner().invoke(app, list(arguments), prog_name="potstill")
-    assert result.exit_code == code, result.output
-    return result.output
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
+from tests.procedures.running import call
 
-from potstill.cli import app
 from potstill.networks.teacher import Teacher
 from potstill.store import Store
 
@@ -26,19 +25,6 @@ TINY = (
     "schedule.name=constant", "log.every=1", "epochs=4", "precision=fp32",
 )  # fmt: skip
 BOTH = "objective={ce: 1, pefd: 5, kd: 1}"
-
-
-def call(*arguments: str, code: int = 0) -> str:
-    result = CliRunner().invoke(app, list(arguments), prog_name="potstill")
-    assert result.exit_code == code, result.output
-    return result.stdout if "--json" in arguments else result.output
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "teacher"
-    call("train", *TINY, "student.model=resnet14", "epochs=1", f"run={folder}")
-    return folder
 
 
 @pytest.fixture(scope="module")

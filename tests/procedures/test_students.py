@@ -5,31 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+from tests.procedures.running import TINY, call
 
-from potstill.cli import app
 from potstill.networks.teacher import Teacher
 from potstill.training.checkpoints import Checkpoints
 
-# 179 of the digits to learn from, three steps an epoch.
-TINY = (
-    "data.source=digits", "data.val_fraction=0.9", "data.size=16", "student.model=resnet8", "device=cpu",
-    "schedule.name=constant", "log.every=1", "epochs=2", "precision=fp32",
-)  # fmt: skip
 SEEDS = ("data.order_seed=0", "data.view_seed=0")
-
-
-def call(*arguments: str, code: int = 0) -> str:
-    result = CliRunner().invoke(app, list(arguments), prog_name="potstill")
-    assert result.exit_code == code, result.output
-    return result.output
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "teacher"
-    call("train", *TINY, "student.model=resnet14", "epochs=1", f"run={folder}")
-    return folder
 
 
 @pytest.fixture
