@@ -49,7 +49,15 @@ def facts(recipe: Recipe) -> DataFacts:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("path", FILES, ids=str)
+# Large networks, as far as smaller ones step through the same method.
+LARGE = ("/r101-", "/r152-", "/vit_b-", "/d201-")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(f, marks=pytest.mark.long if any(name in str(f) for name in LARGE) else ()) for f in FILES],
+    ids=str,
+)
 def test_a_step(path: Path):
     """Networks, objective and one step of the optimiser, with weights as they are drawn."""
     recipe, processes = load_recipe(ROOT / path), Processes(torch.device("cpu"))

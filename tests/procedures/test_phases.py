@@ -94,7 +94,7 @@ def test_the_last_phase_can_train_everything_and_the_stem_have_its_own(distill, 
     assert changed(before, after) == set(before)
 
 
-@pytest.mark.parametrize("saves", [1, 2, 3])
+@pytest.mark.parametrize("saves", [2, *(pytest.param(n, marks=pytest.mark.long) for n in (1, 3))])
 @pytest.mark.parametrize(
     "values",
     [

@@ -263,6 +263,7 @@ def test_a_wrong_store_is_told_before_anything_trains(distill, store: Path, tmp_
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.long
 def test_a_builder_killed_five_times_loses_nothing(teacher: Path, tmp_path: Path) -> None:
     """SIGKILL at random instants of real processes; the store ends byte for byte as an undisturbed one."""
 

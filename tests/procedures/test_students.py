@@ -54,7 +54,7 @@ def test_the_teacher_sees_each_batch_once(distill, tmp_path: Path, monkeypatch: 
     assert all(reads == {"maps": True} for reads in passes)
 
 
-@pytest.mark.parametrize("saves", [1, 3])
+@pytest.mark.parametrize("saves", [1, pytest.param(3, marks=pytest.mark.long)])
 def test_interrupted_students_end_as_undisturbed_ones(
     distill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saves: int
 ) -> None:

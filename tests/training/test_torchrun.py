@@ -91,6 +91,7 @@ def test_two_processes_follow_the_curve_of_one(place: Path) -> None:
     assert not (place / "ddp-2.txt").exists()
 
 
+@pytest.mark.long
 def test_with_batch_norm_the_curve_is_close(place: Path) -> None:
     """Each process normalises by its own half of the batch: the same training, not the same numbers."""
     networks = ["student.model=resnet8", *TEACHER]

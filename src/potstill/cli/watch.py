@@ -1,17 +1,14 @@
 """The command that follows a run from another terminal: watch."""
 
-import contextlib
-import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from potstill.cli.console import open_console
 from potstill.errors import RunError
+from potstill.training.interrupts import Interrupt, watching
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -54,21 +51,24 @@ def watch(
             raise RunError(f"{run} holds no run that has begun; without --once, on a terminal, watch waits for it.")
         _print(view, console)
         return
-    with contextlib.suppress(KeyboardInterrupt), _ended_like_ctrl_c():
-        _follow(follower, console)
+    with watching() as told_to_stop:
+        _follow(follower, console, told_to_stop)
     view = follower.look()
     if view.begun:
         _print(view, console)
 
 
-def _follow(follower: "Follower", console: "Console") -> None:
-    """Draw until the run is finished."""
+def _follow(follower: "Follower", console: "Console", told_to_stop: Interrupt) -> None:
+    """Draw until the run is finished, or the command is told to stop.
+
+    A flag, for an exception may be raised where nobody passes it on, such as in a destructor.
+    """
     from rich.live import Live
 
     from potstill.cli.dashboard import dashboard
 
     with Live(console=console, auto_refresh=False, screen=True, vertical_overflow="crop") as live:
-        while True:
+        while not told_to_stop:
             view = follower.look()
             if _over(view):
                 return
@@ -113,17 +113,3 @@ def _results(view: "RunView") -> tuple[dict[str, dict[str, object]], dict[str, s
 
 def _plain(console: "Console") -> bool:
     return not console.encoding.lower().startswith("utf")
-
-
-@contextlib.contextmanager
-def _ended_like_ctrl_c() -> Iterator[None]:
-    """Leave the terminal as it was on SIGTERM too."""
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -149,15 +149,12 @@ def batch_axis(name: str | None = None) -> tuple[dict[int, Any]]:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keep the exporters' remarks and half-traced graphs from the user; what fails is raised, and says why."""
-    loggers = [logging.getLogger(name) for name in ("torch", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)  # not by a logger's level: torch's loggers below have levels of their own
     try:
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
         printed = io.StringIO()
         with warnings.catch_warnings(), contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(before)
