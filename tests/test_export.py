@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from potstill.errors import NetworkError, PotstillError, RunError
 from potstill.export import FORMATS, TOLERANCE, export
-from potstill.export.formats import batch_axis
+from potstill.export.student import batch_axis
 from potstill.networks.build import build_network
 from potstill.networks.card import NetworkCard
 from potstill.networks.ship import load_student, ship_student

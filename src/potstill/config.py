@@ -20,11 +20,20 @@ __all__ = [
 class DataConfig(Section):
     """Where images come from and how they are seen."""
 
-    source: Literal["auto", "digits", "cifar10", "cifar100", "folder", "parquet", "tar"] = Field(
-        "auto", description="the kind of data; auto looks at the path (no path: the embedded handwritten digits)"
-    )
+    source: Literal[
+        "auto", "digits", "cifar10", "cifar100", "folder", "parquet", "tar", "coco", "voc", "masks", "records"
+    ] = Field("auto", description="the kind of data; auto looks at the path (no path: the embedded handwritten digits)")
     path: str | None = Field(
         None, description="a folder of images by class, a CIFAR folder, Parquet or tar shards, also remote (s3://...)"
+    )
+    judged: Literal["auto", "val", "test"] = Field(
+        "auto", description="detection, segmentation: the split that networks are judged by; auto: val, else test"
+    )
+    protocol: str | None = Field(
+        None, description="faces: what is judged by: a .bin file of pairs, pairs.txt, or the folder of a protocol (IJB)"
+    )
+    far: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
+        1e-3, description="faces: the false accept rate at which the true accept rate counts as the result"
     )
     val_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] | None = Field(
         None,
@@ -37,6 +46,12 @@ class DataConfig(Section):
     label_column: str | None = Field(None, description="Parquet: the label column; found by itself where it is one")
     size: Positive | None = Field(
         None, description="side of the images that the student sees; none: the data's own, 224 for images of many sizes"
+    )
+    sizes: tuple[Positive, ...] = Field(
+        (), description="detection, segmentation: shorter sides that training draws from; none: size alone"
+    )
+    longest: Positive | None = Field(
+        None, description="detection, segmentation: bound of the longer side; none: 1333/800 of the largest shorter one"
     )
     crop: Literal["auto", "none", "pad", "resized"] = Field(
         "auto", description="pad: random crop after zero padding (CIFAR); resized: random resized crop (ImageNet)"
@@ -230,6 +245,9 @@ class LogConfig(Section):
 class Recipe(Section):
     """A run: data, networks, objective and how to train."""
 
+    task: Literal["classification", "detection", "segmentation", "faces"] = Field(
+        "classification", description="what the networks are for: it says what data hold and how a network is judged"
+    )
     data: DataConfig = DataConfig()
     student: NetworkConfig = NetworkConfig()
     teacher: TeacherConfig | None = None

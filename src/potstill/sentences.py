@@ -16,6 +16,7 @@ ROWS = {
     "mean": "three numbers from 0 to 1, like [0.5, 0.5, 0.5]: values are of pixels in 0..1, not 0..255",
     "std": "three numbers above 0 and up to 1, like [0.25, 0.25, 0.25]: values are of pixels in 0..1, not 0..255",
     "scale": "two numbers from 0 to 1, like [0.08, 1]",
+    "sizes": "lengths of the shorter side in pixels, like [640, 672, 704, 736, 768, 800]",
     "ratio": "two numbers, like [0.75, 1.33]",
     "betas": "two numbers from 0 to below 1, like [0.9, 0.999]",
     "drops": "parts of the run from 0 to 1, like [0.625, 0.75]: epoch 150 of 240 is 0.625",

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from potstill.headline import HEADLINES
+
 # Three to epoch 1, two to epoch 2, one to epoch 4; three steps an epoch.
 RACE = (
     "data.val_fraction=0.9", "data.size=16", "device=cpu", "schedule.name=cosine", "epochs=4", "race.factor=2",
@@ -70,7 +72,7 @@ def test_a_terminal_gets_a_table_that_lives(teacher_run, tmp_path, monkeypatch):
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=200, highlight=False)
     race = load_race(None, [*RACE, f"teacher.weights={teacher_run}"])
-    with Board(console, race.recipe.epochs) as board:
+    with Board(console, race.recipe.epochs, HEADLINES[race.recipe.task]) as board:
         record = run_race(race, tmp_path / "race", Processes(choose_device("cpu")), Interrupt(), board)
         board._live.refresh()
     assert [one.name for one in board.standings] == [one["name"] for one in record["candidates"]]

@@ -224,3 +224,20 @@ def test_it_leaves_the_terminal_as_it_was(folder, number):
     assert screen.leave() == 0
     assert screen.text.count("\x1b[?1049h") == screen.text.count("\x1b[?1049l") == 1
     assert "Traceback" not in screen.text
+
+
+def test_another_task_is_drawn_by_its_own_value(tmp_path):
+    recipe = RECIPE | {"task": "detection"}
+    run = begun(tmp_path / "run", recipe)
+    assert "AP %  after the first evaluation" in "\n".join(drawn(run))
+    folders = {"control": begun(tmp_path / "run" / "control", recipe | {"teacher": None}),
+               "other": begun(tmp_path / "run" / "other", recipe), "run": run}  # fmt: skip
+    for (name, folder), value in zip(folders.items(), (29.5, 20.0, 31.0), strict=True):  # what is written last is shown
+        row = {"epoch": 1, "step": 10, "lr": 0.1, "total": 1.0, "seconds": 30.0, "ap": value, "ap50": 2 * value}
+        folder.write_metrics([row])
+        teacher = {"teacher": {"ap": 40.0}} if name == "run" else {}
+        folder.write_result({"rows": {**teacher, "student": {"ap": value}}, "seconds": 9.0})
+    text = "\n".join(drawn(run, width=120))
+    assert "after epoch 1: AP 31.00 %  control 29.50 %  teacher 40.00 %  AP50 62.00 %" in text
+    assert "AP %  student  control  teacher" in text
+    assert "beside: run/other 20.00 %" in text

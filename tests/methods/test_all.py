@@ -16,6 +16,7 @@ from potstill.methods.base import Known, Method, Setting
 from potstill.methods.objective import Objective
 from potstill.methods.registry import find_method
 from potstill.networks.build import build_network
+from potstill.networks.faces import identity_scale
 from potstill.networks.features import Features, FeatureSpec
 from potstill.networks.peers import Peers
 from potstill.networks.tap import Tapped
@@ -28,24 +29,30 @@ HALF, QUARTER = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
 # Each method with its usual weight; FSP asks for networks of the same widths.
 CANONICAL: dict[str, dict[str, Any]] = {
-    "ab": {"weight": 1.0}, "afd": {"weight": 200.0}, "at": {"weight": 1000.0}, "cc": {"weight": 0.02},
+    "ab": {"weight": 1.0}, "afd": {"weight": 200.0}, "arcface": {"weight": 1.0}, "cosface": {"weight": 1.0},
+    "sphereface": {"weight": 1.0}, "at": {"weight": 1000.0}, "cc": {"weight": 0.02},
     "ce": {"weight": 1.0}, "cid": {"weight": 1.0}, "cosine_mean": {"weight": 1.0}, "crd": {"weight": 0.8},
     "dgkd": {"weight": 1.0}, "dist": {"weight": 2.0}, "dkd": {"weight": 1.0, "beta": 8.0}, "dml": {"weight": 1.0},
     "fitnets": {"weight": 100.0}, "fsp": {"weight": 50.0}, "ft": {"weight": 200.0}, "hafn": {"weight": 0.05},
     "infonce_mean": {"weight": 1.0}, "kd": {"weight": 0.9}, "mimic": {"weight": 1.0}, "mutual": {"weight": 1.0},
     "nd": {"weight": 2.0}, "norm_match": {"weight": 0.1}, "nst": {"weight": 50.0}, "ofd": {"weight": 0.001},
-    "pefd": {"weight": 25.0, "projectors": 3}, "pkt": {"weight": 30000.0}, "reviewkd": {"weight": 5.0},
+    "pefd": {"weight": 25.0, "projectors": 3}, "pefd_maps": {"weight": 25.0, "projectors": 3},
+    "pkt": {"weight": 30000.0}, "reviewkd": {"weight": 5.0},
     "rkd": {"weight": 1.0}, "safn": {"weight": 0.05}, "semckd": {"weight": 400.0}, "sp": {"weight": 3000.0},
     "srrl": {"weight": 1.0}, "vid": {"weight": 1.0}, "vkd": {"weight": 1.0},
 }  # fmt: skip
+OF_OTHER_TASKS = {"task"}  # which reads what a classifier does not show
 BANKS = {"crd"}  # methods whose state is written in the step
-STUDENTS = {"fsp": "resnet8"}
+MARGINS = ("arcface", "cosface", "sphereface")
+STUDENTS = {"fsp": "resnet8", **dict.fromkeys(MARGINS, "iresnet10")}
+ARGS = {name: {"width": 0.125, "img_size": SIDE, "dim": 16} for name in MARGINS}
 TEACHERS = {"fsp": "resnet14"}
 EVERY = pytest.mark.parametrize("name", CANONICAL)
 
 
 def test_the_table_has_every_method():
-    assert set(CANONICAL) == {name for name in methods() if find_method(name).__module__.startswith("potstill.")}
+    ours = {name for name in methods() if find_method(name).__module__.startswith("potstill.")}
+    assert set(CANONICAL) | OF_OTHER_TASKS == ours
 
 
 class Pair:
@@ -54,7 +61,8 @@ class Pair:
     def __init__(self, name: str) -> None:
         torch.manual_seed(0)
         size = (3, SIDE, SIDE)
-        self.student: Tapped = build_network(STUDENTS.get(name, "resnet8"), classes=CLASSES, input_size=size)
+        model = STUDENTS.get(name, "resnet8")
+        self.student: Tapped = build_network(model, classes=CLASSES, args=ARGS.get(name), input_size=size)
         if name == "mutual":
             self.student = Peers(self.student, [build_network("resnet14", classes=CLASSES, input_size=size)])
         network = build_network(TEACHERS.get(name, "resnet8x4"), classes=CLASSES, input_size=size)
@@ -64,6 +72,7 @@ class Pair:
         self.setting = Setting(
             self.student.spec, self.teacher.spec, samples=SAMPLES, batch_size=IMAGES,
             peers=int(name == "mutual"), classifier=network.classifier(), norms=network.norms(),
+            identity_scale=identity_scale(self.student.network),
         )  # fmt: skip
         self.objective = Objective(self.setting, {name: CANONICAL[name]})
         labels = torch.arange(SAMPLES) % CLASSES
@@ -234,7 +243,9 @@ def test_a_step_never_waits_for_the_device(name: str):
 @EVERY
 def test_what_ships_has_none_of_it(name: str):
     pair = Pair(name)
-    plain = build_network(STUDENTS.get(name, "resnet8"), classes=CLASSES, input_size=(3, SIDE, SIDE))
+    plain = build_network(
+        STUDENTS.get(name, "resnet8"), classes=CLASSES, args=ARGS.get(name), input_size=(3, SIDE, SIDE)
+    )
     shipped = pair.student.first if isinstance(pair.student, Peers) else pair.student
     pair.losses()["total"].backward()
     assert shipped.network.state_dict().keys() == plain.network.state_dict().keys()
@@ -247,7 +258,7 @@ def test_networks_without_what_it_reads_are_refused(name: str):
     pair, needs = Pair(name), find_method(name).needs
     spec = pair.student.spec
     bare = FeatureSpec(spec.classes, spec.embedding_dim)
-    refused = []
+    refused = [Setting(spec, spec, samples=SAMPLES, batch_size=IMAGES)] if name in MARGINS else []
     if needs.taught:
         refused.append(Setting(spec, None, samples=SAMPLES, batch_size=IMAGES))
     if {"maps", "preacts", "blocks"} & needs.student:

@@ -55,7 +55,7 @@ def test_the_adapter_brings_the_students_channels_to_the_teachers(channels: tupl
     student, teacher, batch = case([(channels[0], 4, 2)], [(channels[1], 4, 2)])
     method = Mimic(Setting(spec(channels[0]), spec(channels[1])), stage=0, adapter=adapter)
     loss = method(student, teacher, batch)
-    assert loss.item() == pytest.approx(mimic(method.adapter(student.maps[0]), teacher.maps[0]).item())
+    assert loss.item() == pytest.approx(mimic(method.adapters[0](student.maps[0]), teacher.maps[0]).item())
     loss.backward()
     assert student.maps[0].grad.abs().sum() > 0
     assert all(p.grad is not None for p in method.parameters())

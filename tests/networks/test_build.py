@@ -87,8 +87,8 @@ WRONG_NAMES = {
     "resnet8x5": r"unknown model 'resnet8x5': neither timm nor the CIFAR zoo .* Did you mean 'resnet8x4'\?",
     "tim/resnet18": r"unknown model 'tim/resnet18': .* Did you mean 'timm'\?",
     "cifar/resnet9": r"unknown model 'cifar/resnet9'; the zoo has resnet8, .* Did you mean 'resnet8'\?",
-    "torchvision/resnet19": r"torchvision has no classification model 'resnet19'\. Did you mean 'resnet1",
-    "torchvision/fasterrcnn_resnet50_fpn": "torchvision has no classification model",
+    "torchvision/resnet19": r"torchvision has no model 'resnet19'\. Did you mean 'resnet1",
+    "torchvision/fasterrcnn_resnet51_fpn": "torchvision has no model .* Did you mean 'fasterrcnn_resnet50_fpn'",
     "timm/vgg13x": r"unknown model 'vgg13x'",
     "test_resnet.nowhere": r"timm cannot build 'test_resnet\.nowhere' with args \{\}: Invalid pretrained tag",
 }

@@ -1,5 +1,10 @@
+from pathlib import Path
+
 from potstill.analysis.cost import Cost
+from potstill.cli.race_board import standings_table
+from potstill.headline import HEADLINES
 from potstill.race.ranking import Standing, close_calls, ranked
+from potstill.race.record import write_record
 
 SMALL, LARGE = Cost(10, 100, 1.0, 40), Cost(20, 200, 2.0, 80)
 
@@ -68,3 +73,24 @@ def test_a_close_call_is_between_the_last_that_went_on_and_the_first_that_did_no
     assert (call.epoch, call.kept, call.left, round(call.points, 6)) == (2, "b", "c", 0.1)
     assert round(call.error, 2) == 2.05  # sqrt((70 * 30 + 69.9 * 30.1) / 1000)
     assert close_calls(standings, [2, 6], images=10**6) == []
+
+
+def test_a_record_of_another_task_names_its_value_and_calls_nothing_close(tmp_path: Path) -> None:
+    standings = [one("a", SMALL, {2: 30.1, 6: 40.0}, finished=True), one("b", SMALL, {2: 30.0})]
+    more = {"images": 100, "finished": True, "machine": {}, "costs": {}, "teacher": None}
+    plan, epochs = [(2, 2), (6, 1)], {"spent": 8, "full": 12}
+    found = write_record(tmp_path, standings, plan, epochs, headline=HEADLINES["detection"], **more)
+    assert [rung["ap"] for rung in found["rungs"]] == [{"a": 30.1, "b": 30.0}, {"a": 40.0}]
+    assert [entry["ap"] for entry in found["candidates"]] == [40.0, 30.0]
+    assert found["close"] == []
+    assert "chosen by their AP on the validation images" in found["note"]
+    assert "no decision is called close here" in found["note"]
+    known = write_record(tmp_path, standings, plan, epochs, headline=HEADLINES["classification"], **more)
+    assert [call["kept"] for call in known["close"]] == ["a"]
+    assert known["note"].startswith("The candidates were chosen by their accuracy on")
+    assert "called close" not in known["note"]
+
+
+def test_the_board_has_the_tasks_value_in_its_heads() -> None:
+    table = standings_table([one("a", SMALL, {2: 30.1})], [(2, 1), (6, 1)], 6, HEADLINES["segmentation"])
+    assert [str(column.header) for column in table.columns][4:6] == ["mIoU % at 2", "mIoU % at 6"]

@@ -187,3 +187,23 @@ def test_in_a_browser_it_does_not_scroll_sideways_on_a_phone(browser: Any, study
     narrow.wait_for_selector(".plot .main-svg")
     assert narrow.evaluate("document.documentElement.scrollWidth") <= 390
     context.close()
+
+
+def test_a_study_of_another_task_is_told_by_its_own_value(tmp_path: Path):
+    runs = tmp_path / "runs"
+    entries = [entry({"method": "alone"}, runs, ALONE, control=True),
+               entry({"method": "KD"}, runs, KD, difference=difference(KD, ALONE))]  # fmt: skip
+    for one in entries:
+        for run in one.runs:
+            metrics = Path(run.folder) / "metrics.csv"
+            metrics.write_text(metrics.read_text().replace("top1", "miou"))
+    folder = write_study(tmp_path / "study", entries, metric="miou", teachers={"large": {"miou": 60.0}})
+    text = write_report([folder], format="md").read_text(encoding="utf-8")
+    assert "Mean IoU:" in section(text, "Results")
+    assert "| Teacher | mIoU | Parameters | Multiply-adds |" in text
+    assert "| large | 60.00 % | - | - |" in text
+    assert "Mean IoU, means over seeds: alone 46.20 %; KD 48.80 %." in text
+    assert "Points of mean IoU more than the control: KD +2.60." in text
+    assert "mIoU over the epochs" in section(text, "How it went")
+    assert "ccuracy" not in text
+    assert "op-1" not in text

@@ -2,11 +2,13 @@ import json
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from potstill.errors import RecipeError
 from potstill.study import Plan, Reader, Status, difference, read_table
 
 Planned = Callable[..., Plan]
@@ -180,3 +182,35 @@ def test_only_runs_that_go_on_are_read_again(planned: Planned, monkeypatch: pyte
     assert reader.read(status).entries[0].runs[0].last == 20.0
     status.states[going.name] = "done"
     assert reader.read(status).entries[0].runs[0].state == "done"
+
+
+def tasked(plan: Plan, *tasks: str) -> Plan:
+    """The plan with the tasks given, to its cells in turn."""
+    names = [cell.job for cell in plan.cells]
+    jobs = {
+        name: replace(job, recipe=job.recipe.model_copy(update={"task": tasks[names.index(name) % len(tasks)]}))
+        if name in names
+        else job
+        for name, job in plan.jobs.items()
+    }
+    return replace(plan, jobs=jobs)
+
+
+def test_the_metric_is_the_headline_of_the_runs_task(planned: Planned):
+    plan = tasked(planned(), "detection")
+    status = finish(plan, {("alone", 1): [1.0]})
+    folder = plan.jobs[plan.cells[0].job].folder
+    (folder / "metrics.csv").write_text("epoch,ap,top1\n1,30.0,1\n2,29.0,2\n")
+    (folder / "result.json").write_text('{"rows": {"student": {"ap": 29.0, "top1": 2}, "teacher": {"ap": 40.0}}}')
+    table = read_table(plan, status)
+    assert (table.metric, table.headline.short) == ("ap", "AP")
+    run = table.entries[0].runs[0]
+    assert (run.last, run.best, run.teacher_row) == (29.0, 30.0, {"ap": 40.0})
+    assert not table.incomparable
+    assert read_table(plan, status, "top1").entries[0].last.mean == 2.0
+
+
+def test_runs_of_several_tasks_are_no_table(planned: Planned):
+    plan = tasked(planned(), "detection", "classification")
+    with pytest.raises(RecipeError, match="has runs of several tasks \\(classification, detection\\)"):
+        Reader(plan)

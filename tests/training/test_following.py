@@ -181,11 +181,11 @@ def test_the_teachers_accuracy_is_taken_from_its_run_where_the_data_are_the_same
     teacher.write_result(result)
     folder = begun(tmp_path / "run", RECIPE | {"teacher": {"weights": str(teacher.path)}})
     folder.write_identity({"data": "abc", "teacher": "x"})
-    assert Follower(folder.path).look().teacher_top1 == 70.0
+    assert Follower(folder.path).look().teacher_accuracy == 70.0
     folder.write_identity({"data": "other", "teacher": "x"})
-    assert Follower(folder.path).look().teacher_top1 is None
+    assert Follower(folder.path).look().teacher_accuracy is None
     folder.write_result({"rows": {"student": {"top1": 60.0}, "teacher": {"top1": 69.5}}})
-    assert Follower(folder.path).look().teacher_top1 == 69.5
+    assert Follower(folder.path).look().teacher_accuracy == 69.5
 
 
 def test_shares_are_those_that_were_measured_last(folder):
@@ -218,3 +218,13 @@ def test_what_has_not_changed_is_not_read_again(folder, monkeypatch):
 def test_reading_a_folder_does_not_wait_for_torch():
     code = "import sys, potstill.training.following, potstill.cli.dashboard\nassert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_another_task_is_judged_by_its_own_value(tmp_path):
+    teacher = begun(tmp_path / "teacher")
+    teacher.write_result({"rows": {"student": {"ap": 40.0, "top1": 3.0}}, "data": {"identity": "abc"}})
+    folder = begun(tmp_path / "run", RECIPE | {"task": "detection", "teacher": {"weights": str(teacher.path)}})
+    folder.write_identity({"data": "abc", "teacher": "x"})
+    folder.write_metrics([epoch_row(1, ap=20.0), epoch_row(2)])
+    view = Follower(folder.path).look()
+    assert (view.headline.key, view.teacher_accuracy, view.evaluated()["epoch"]) == ("ap", 40.0, 1)

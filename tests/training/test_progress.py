@@ -109,3 +109,25 @@ def test_a_stopped_run_leaves_no_bar_behind(screen, folder):
 def test_other_processes_are_silent(screen, folder):
     with progress_on(Console(file=screen), 64, talks=False) as make:
         assert isinstance(make("student", folder), Silent)
+
+
+def test_the_values_of_another_task_are_named_as_its_people_do(screen, folder):
+    reporter = lines_on(screen, folder)
+    first = epoch_row(1, ap=31.0, ap50=55.5, ap_small=float("nan"))
+    reporter.finished_epoch(first, [first])
+    assert "  loss 14.5  AP 31.00 %  AP50 55.50 %  30.0 s" in screen.getvalue()
+    second = epoch_row(2, tar=71.0, **{"tar_1e-3": 71.0, "accuracy": 93.0})
+    reporter.finished_epoch(second, [first, second])
+    assert "  TAR 71.00 %  accuracy 93.00 %  TAR at 1e-3 71.00 %" in screen.getvalue()
+
+
+def test_the_bar_keeps_the_last_value_of_the_task(screen, folder):
+    console = Console(file=screen, width=140, force_terminal=True, color_system=None, legacy_windows=False)
+    reporter = Bar(console, "student", folder, batch_size=64)
+    reporter.started(0, 0, 10, 3, 0)
+    first, second = epoch_row(1, miou=61.5), epoch_row(2)
+    reporter.finished_epoch(first, [first])
+    reporter.finished_epoch(second, [first, second])
+    reporter._progress.refresh()
+    assert "mIoU 61.50 %" in screen.getvalue().rsplit("student", maxsplit=1)[1]
+    reporter.close()

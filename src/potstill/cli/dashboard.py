@@ -7,6 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from potstill.headline import Headline
 from potstill.training.durations import duration
 from potstill.training.following import RunView
 
@@ -143,19 +144,22 @@ def _losses(run: RunView, width: int, height: int, plain: bool) -> RenderableTyp
 
 
 def _accuracies(view: RunView, run: RunView, width: int, height: int, plain: bool) -> RenderableType:
-    key = next((key for key in ("top1", "val_total", "val_loss") if any(key in row for row in run.epochs)), None)
+    headline = run.headline
+    named = f"{headline.short} {headline.unit}"
+    keys = (headline.key, "val_total", "val_loss")
+    key = next((key for key in keys if any(key in row for row in run.epochs)), None)
     if key is None:
-        return _empty("top-1 %", "after the first evaluation", height)
+        return _empty(named, "after the first evaluation", height)
     runs = {"student": run, **_beside(view, run)}
     curves = {
         name: [(row["epoch"], row[key]) for row in one.epochs if isinstance(row.get(key), float)]
         for name, one in runs.items()
     }
-    taught = run.teacher_top1
-    if key == "top1" and taught is not None:
+    taught = run.teacher_accuracy
+    if key == headline.key and taught is not None:
         curves["teacher"] = [(0, taught), (max(run.epochs_wanted, 1), taught)]
     curves = {name: points for name, points in curves.items() if points}
-    head = _legend("top-1 %" if key == "top1" else key, dict.fromkeys(curves, ""))  # the values are in the last lines
+    head = _legend(named if key == headline.key else key, dict.fromkeys(curves, ""))  # the values are in the last lines
     return Group(_cut(head, plain), _curves(list(curves.values()), width, height, plain, x_max=run.epochs_wanted))
 
 
@@ -217,21 +221,25 @@ def _evaluation(view: RunView, run: RunView) -> Text:
     row = run.evaluated()
     if row is None:
         return Text("Not evaluated yet.", style="dim")
-    first, *rest = _accuracies_of(row)
+    headline = run.headline
+    first, *rest = _accuracies_of(row, headline)
     found = [f"after epoch {row['epoch']}: {first}"]
     for name, other in _beside(view, run).items():
-        same = next((one["top1"] for one in other.epochs if one["epoch"] == row["epoch"] and "top1" in one), None)
-        last = (other.evaluated() or {}).get("top1")
+        key = headline.key
+        same = next((one[key] for one in other.epochs if one["epoch"] == row["epoch"] and key in one), None)
+        last = (other.evaluated() or {}).get(key)
         if last is not None:
             there = "" if same is None or same == last else f" ({same:.2f} there)"
-            found.append(f"{name} {last:.2f} %{there}")
-    if run.teacher_top1 is not None:
-        found.append(f"teacher {run.teacher_top1:.2f} %")
+            found.append(f"{name} {last:.2f} {headline.unit}{there}")
+    if run.teacher_accuracy is not None:
+        found.append(f"teacher {run.teacher_accuracy:.2f} {headline.unit}")
     return Text("  ".join([*found, *rest]))
 
 
-def _accuracies_of(row: Mapping[str, Any]) -> list[str]:
-    shown = {"top1": "top-1 {:.2f} %", "top5": "top-5 {:.2f} %", "val_loss": "loss {:.4g}", "val_total": "total {:.4g}"}
+def _accuracies_of(row: Mapping[str, Any], headline: Headline) -> list[str]:
+    keys = [headline.key, *headline.further([row])]
+    shown = {key: f"{headline.name(key)} {{:.2f}} {headline.unit}" for key in keys}
+    shown |= {"val_loss": "loss {:.4g}", "val_total": "total {:.4g}"}
     return [form.format(row[key]) for key, form in shown.items() if isinstance(row.get(key), float)]
 
 
@@ -239,6 +247,10 @@ def _others(view: RunView, run: RunView) -> list[Text]:
     """One line for the runs beside it: students side by side, the runs of a study."""
     shown_above = [run, *_beside(view, run).values()]
     others = [one for one in view.all_runs() if one.recipe and not any(one is known for known in shown_above)]
-    known = [(one, one.evaluated()) for one in others]
-    shown = [f"{_name(view, one)} {row['top1']:.2f} %" for one, row in known if row is not None and "top1" in row]
+    known = [(one, one.headline, one.evaluated() or {}) for one in others]
+    shown = [
+        f"{_name(view, one)} {row[headline.key]:.2f} {headline.unit}"
+        for one, headline, row in known
+        if headline.key in row
+    ]
     return [Text("beside: " + "  ".join(shown))] if shown else []

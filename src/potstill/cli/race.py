@@ -12,6 +12,7 @@ from potstill.cli.console import is_main_process, open_console
 from potstill.cli.errors import say_error
 from potstill.cli.output import only_json, print_json
 from potstill.errors import RunError
+from potstill.headline import HEADLINES
 
 if TYPE_CHECKING:
     from potstill.race.file import Race
@@ -50,7 +51,7 @@ def race(
         folder = _folder(found, path)
         with joined(found.recipe.device) as processes, watching() as interrupt:
             try:
-                with Board(console, found.recipe.epochs, talks=processes.main) as board:
+                with Board(console, found.recipe.epochs, HEADLINES[found.recipe.task], processes.main) as board:
                     record = run_race(found, folder, processes, interrupt, board)
             except Stopped as stopped:
                 if processes.main:
@@ -61,7 +62,7 @@ def race(
     if json:
         print_json({"folder": str(folder), **{key: record[key] for key in record if key not in ("costs", "machine")}})
         return
-    console.print(standings_table(board.standings, board.rungs, found.recipe.epochs))
+    console.print(standings_table(board.standings, board.rungs, found.recipe.epochs, board.headline))
     _explain(console, folder, record, found)
 
 
@@ -70,8 +71,10 @@ def _explain(console: Any, folder: Path, record: dict[str, Any], race: "Race") -
     spent, full = record["epochs"]["spent"], record["epochs"]["full"]
     console.print(f"{spent} epochs were trained, {spent / full:.0%} of the {full} of all candidates to the end.")
     teacher = record["teacher"]
-    if teacher and "top1" in teacher:
-        console.print(f"The teacher: top-1 {teacher['top1']:.2f} %, {teacher['latency_ms']:.2f} ms.")
+    headline = HEADLINES[race.recipe.task]
+    if teacher and headline.key in teacher:
+        accuracy = f"{headline.short} {teacher[headline.key]:.2f} {headline.unit}"
+        console.print(f"The teacher: {accuracy}, {teacher['latency_ms']:.2f} ms.")
     for call in record["close"]:
         console.print(
             f"Close: at epoch {call['epoch']} {call['kept']} was {call['points']:.2f} points ahead of {call['left']}, "

@@ -9,6 +9,7 @@ from rich.live import Live
 from rich.table import Table
 
 from potstill.cli.tables import plain_table
+from potstill.headline import Headline
 from potstill.training.progress import Lines
 from potstill.training.reporting import Reporter, Silent
 
@@ -25,6 +26,7 @@ def standings_table(
     standings: Sequence["Standing"],
     rungs: Sequence[tuple[int, int]],
     epochs: int,
+    headline: Headline,
     training: Mapping[str, str] | None = None,
 ) -> Table:
     """The candidates, the best first: accuracy at each rung, cost, and the fronts that they are on.
@@ -33,6 +35,7 @@ def standings_table(
         standings: ranked.
         rungs: the epoch of each rung, and how many candidates train to it.
         epochs: of a whole run.
+        headline: what the candidates are judged by.
         training: what to show as the state of a candidate that trains just now, by its name.
     """
     rows = []
@@ -45,7 +48,7 @@ def standings_table(
             f"{one.cost.bytes / 1024**2:,.2f} MiB",
         ]  # fmt: skip
         rows.append([str(rank), one.name, one.model, state, *reached, *cost, ", ".join(one.front)])
-    accuracies = [f">top-1 % at {epoch}" for epoch, _ in rungs]
+    accuracies = [f">{headline.short} {headline.unit} at {epoch}" for epoch, _ in rungs]
     columns = [">", "candidate", "network", ">epochs", *accuracies, ">parameters", ">MACs", ">latency", ">size"]
     return plain_table([*columns, "on the front of"], rows)
 
@@ -62,6 +65,7 @@ class Board:
     Args:
         console: a live table where it is a terminal, lines elsewhere.
         epochs: of a whole run.
+        headline: what the candidates are judged by.
         talks: false for all processes but the first: theirs are silent.
 
     Attributes:
@@ -69,8 +73,8 @@ class Board:
         rungs: the race's plan.
     """
 
-    def __init__(self, console: Console, epochs: int, talks: bool = True) -> None:
-        self.console, self.epochs, self.talks = console, epochs, talks
+    def __init__(self, console: Console, epochs: int, headline: Headline, talks: bool = True) -> None:
+        self.console, self.epochs, self.headline, self.talks = console, epochs, headline, talks
         self.standings: list[Standing] = []
         self.rungs: list[tuple[int, int]] = []
         self.training: dict[str, str] = {}
@@ -95,7 +99,8 @@ class Board:
         self.standings, self.rungs = standings, rungs
         for one in standings if self.talks and self._live is None else ():
             if one.epoch != before.get(one.name, 0) and one.name not in trained:
-                self.console.print(f"{one.name}  at epoch {one.epoch}  top-1 {one.top1:.2f} %", soft_wrap=True)
+                accuracy = f"{self.headline.short} {one.accuracy:.2f} {self.headline.unit}"
+                self.console.print(f"{one.name}  at epoch {one.epoch}  {accuracy}", soft_wrap=True)
 
     def reporter(self, title: str, folder: "RunFolder") -> Reporter:
         """Who writes a candidate's rows into its folder, and shows its epochs."""
@@ -103,14 +108,17 @@ class Board:
 
     def show(self, name: str, epoch: int, row: Row) -> None:
         """An epoch of a candidate that trains."""
-        accuracy = f"  top-1 {row['top1']:.2f} %" if "top1" in row else ""
+        one = self.headline
+        accuracy = f"  {one.short} {row[one.key]:.2f} {one.unit}" if one.key in row else ""
         if self._live is None:
             text = f"{name}  epoch {epoch}/{self.epochs}  loss {row['total']:.4g}{accuracy}  {row['seconds']:.1f} s"
             self.console.print(text, soft_wrap=True)
         self.training[name] = f"{epoch} of {self.epochs} ..{accuracy}"
 
     def _table(self) -> Table | str:
-        return standings_table(self.standings, self.rungs, self.epochs, self.training) if self.standings else ""
+        if not self.standings:
+            return ""
+        return standings_table(self.standings, self.rungs, self.epochs, self.headline, self.training)
 
 
 class _Shown(Lines):

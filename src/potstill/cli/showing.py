@@ -62,14 +62,14 @@ def models(
     names = list_models(pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*")
     if not names:
         raise NetworkError(f"No network's name matches {pattern!r}.{nearest(pattern, list_models())}")
-    counts = {name: _parameters(name) if name.startswith("cifar/") else None for name in names}
+    counts = {name: _parameters(name) if name.startswith(("cifar/", "faces/")) else None for name in names}
     if json:
         print_json([{"name": name, "parameters": count} for name, count in counts.items()])
         return
     console = open_console()
     zoo = [(name, f"{count:,}") for name, count in counts.items() if count is not None]
     if zoo:
-        console.print(plain_table(["the CIFAR zoo", ">parameters (100 classes)"], zoo))
+        console.print(plain_table(["Potstill's own", ">parameters (100 classes)"], zoo))
     for name, count in counts.items():
         if count is None:
             console.print(name)
@@ -181,13 +181,16 @@ def _default(value: Any) -> str:
     return "(must be given)" if value is ... else str(value)
 
 
-def _parameters(name: str) -> int:
-    """The trainable parameters of a network of the zoo for 100 classes, counted without allocating them."""
+def _parameters(name: str) -> int | None:
+    """The trainable parameters of a network of the zoos for 100 classes, counted without allocating them."""
     import timm
     import torch
 
-    from potstill.networks.cifar import CIFAR_MODELS
+    from potstill.networks.zoo import ZOOS
 
+    origin, _, known = name.partition("/")
+    if known == "face_backbone":  # what it has depends on the backbone
+        return None
     with torch.device("meta"):
-        network = timm.create_model(CIFAR_MODELS[name.removeprefix("cifar/")], num_classes=100)
+        network = timm.create_model(ZOOS[origin][known], num_classes=100)
     return sum(parameter.numel() for parameter in network.parameters())

@@ -70,7 +70,7 @@ def study(
             said = [f"Paper: {table.paper['source']}.", table.paper["note"]]
             console.print(" ".join(filter(None, said)), soft_wrap=True)
         if table.incomparable:
-            console.print("The data have no labels, so there is no accuracy to compare by.", soft_wrap=True)
+            console.print(_incomparable(table), soft_wrap=True)
         page = f"; the page to pass round is {report}" if report else ""
         console.print(f"Everything is in {plan.folder}{page}.", soft_wrap=True)
     if table.failed:
@@ -126,6 +126,13 @@ def _plain(plan: "Plan") -> dict[str, Any]:
     ]
     cells = [{"levels": dict(cell.levels), "seed": cell.seed, "job": cell.job} for cell in plan.cells]
     return {"folder": str(plan.folder), "jobs": jobs, "cells": cells}
+
+
+def _incomparable(table: "Table") -> str:
+    headline = table.headline
+    if headline.proportion:
+        return "The data have no labels, so there is no accuracy to compare by."
+    return f"No run has an evaluation that gives {headline.short}, so there is nothing to compare by."
 
 
 def _say_stopped(status: "Status", interrupt: "Interrupt") -> None:

@@ -156,12 +156,14 @@ def result_tables(table: "Table", width: int) -> list[RichTable]:
         else:
             made += [_unfolded([table.rows, *results], found, title), _unfolded([table.rows, *costs], cost)]
     if table.teachers:
+        headline = table.headline
         rows = (
-            [name, _number(row.get("top1"), "{:.2f}"), _number(row.get("latency_ms"), "{:.2f} ms"),
+            [name, _number(row.get(headline.key), "{:.2f}"), _number(row.get("latency_ms"), "{:.2f} ms"),
              _number(row.get("parameters"), "{:,.0f}")]
             for name, row in table.teachers.items()
         )  # fmt: skip
-        made.append(_unfolded(["teacher", ">top-1 %", ">latency", ">parameters"], rows))
+        accuracy = f">{headline.short} {headline.unit}"
+        made.append(_unfolded(["teacher", accuracy, ">latency", ">parameters"], rows))
     return made
 
 

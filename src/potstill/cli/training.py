@@ -182,8 +182,9 @@ def _show(recipe: "Recipe", outcome: "Outcome", reports: "list[Path]", json: boo
     if not is_main_process():
         return
     from potstill.cli.tables import gain, results_table
+    from potstill.headline import headline_of
 
-    difference = gain(outcome.rows)
+    difference, headline = gain(outcome.rows), headline_of(outcome.rows)
     if json:
         paths = [str(path) for path in reports]
         print_json({"folder": str(outcome.folder), "rows": outcome.rows, "difference": difference, "reports": paths})
@@ -197,9 +198,10 @@ def _show(recipe: "Recipe", outcome: "Outcome", reports: "list[Path]", json: boo
     if difference is not None:
         better = "better" if difference > 0 else "worse" if difference < 0 else "no better and no worse"
         amount = f"{abs(difference):.2f} points " if difference else ""
-        console.print(f"The student is {amount}{better} than the control: the same network trained alone (top-1).")
+        than = f"the control: the same network trained alone ({headline.short})"
+        console.print(f"The student is {amount}{better} than {than}.")
     judged = outcome.rows.get("student", {})
-    if "val_total" in judged and not any("top1" in row for row in outcome.rows.values()):
+    if "val_total" in judged and not any(headline.key in row for row in outcome.rows.values()):
         console.print(
             "The images have no labels, so there are no accuracies. The student's objective on the validation images, "
             f"val_total, is {judged['val_total']:.4g}; less is better.",

@@ -12,6 +12,7 @@ from potstill.cli.console import is_main_process, open_console
 from potstill.cli.output import only_json, print_json
 from potstill.cli.tables import plain_table
 from potstill.errors import RecipeError, RunError
+from potstill.headline import headline_of
 
 __all__ = ["analyze", "evaluate", "export"]
 
@@ -44,9 +45,12 @@ def evaluate(
         print_json({**counts, "data": found.data, "note": found.note, **found.accuracies})
         return
     console.print(found.note, soft_wrap=True)
-    cells = [f"{found.images:,}", *(f"{found.accuracies[key]:.2f}" for key in ("top1", "top5"))]
-    cells.append(f"{found.accuracies['val_loss']:.4f}")
-    console.print(plain_table([">images", ">top-1 %", ">top-5 %", ">cross entropy"], [cells], found.data))
+    headline = headline_of(found.accuracies)
+    cells = {">images": f"{found.images:,}"}
+    cells |= {f">{headline.name(k)} {headline.unit}": f"{value:.2f}" for k, value in headline.values(found.accuracies)}
+    if "val_loss" in found.accuracies:
+        cells[">cross entropy"] = f"{found.accuracies['val_loss']:.4f}"
+    console.print(plain_table(cells, [cells.values()], found.data))
 
 
 def analyze(

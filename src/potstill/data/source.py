@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -222,11 +222,13 @@ class Split:
         train: the images to learn from.
         val: the images that accuracy is measured on, or None where there are none.
         note: the sentence to say out loud about how ``val`` came to be.
+        test: what is done with ``val``, where that is more than naming each image's class: of faces a protocol.
     """
 
     train: Source
     val: Source | None
     note: str
+    test: Any = None
 
 
 def check_labels(labels: np.ndarray, images: int, classes: int, name: str) -> np.ndarray:

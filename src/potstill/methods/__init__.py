@@ -17,6 +17,7 @@ from potstill.methods.fitnets import FitNets
 from potstill.methods.fsp import FSP
 from potstill.methods.ft import FT
 from potstill.methods.kd import KD
+from potstill.methods.margins import ArcFace, CosFace, SphereFace
 from potstill.methods.mimic import Mimic
 from potstill.methods.mutual import Mutual
 from potstill.methods.nd import ND
@@ -25,12 +26,14 @@ from potstill.methods.nst import NST
 from potstill.methods.ofd import OFD
 from potstill.methods.pefd import PEFD
 from potstill.methods.pkt import PKT
+from potstill.methods.pyramid import PEFDMaps
 from potstill.methods.registry import build_method, check_hyper, hyper_parameters, methods, register
 from potstill.methods.reviewkd import ReviewKD
 from potstill.methods.rkd import RKD
 from potstill.methods.semckd import SemCKD
 from potstill.methods.sp import SP
 from potstill.methods.srrl import SRRL
+from potstill.methods.task import Task
 from potstill.methods.vid import VID
 from potstill.methods.vkd import VkD
 
@@ -60,6 +63,8 @@ __all__ = [
     "SP",
     "SRRL",
     "VID",
+    "ArcFace",
+    "CosFace",
     "CosineMean",
     "FitNets",
     "InfoNCEMean",
@@ -69,9 +74,12 @@ __all__ = [
     "Mutual",
     "Needs",
     "NormMatch",
+    "PEFDMaps",
     "ReviewKD",
     "SemCKD",
     "Setting",
+    "SphereFace",
+    "Task",
     "VkD",
     "build_method",
     "check_hyper",

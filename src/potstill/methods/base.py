@@ -66,6 +66,8 @@ class Setting:
         classifier: the teacher's last layer, ``(weight (C, D), bias (C,))``, frozen; None where that is not linear.
         norms: of each of the teacher's ``preacts`` the affine ``(weight, bias)`` of the batch norm behind it, each
             ``(C_l,)``, frozen; None where there is none.
+        identity_scale: by what the cosines in the student's logits are multiplied, where its last layer is an identity
+            head; "norm": by the embedding's norm. None elsewhere.
     """
 
     student: FeatureSpec
@@ -75,6 +77,7 @@ class Setting:
     peers: int = 0
     classifier: tuple[Tensor, Tensor | None] | None = None
     norms: tuple[tuple[Tensor, Tensor] | None, ...] = ()
+    identity_scale: float | Literal["norm"] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,9 @@
 """Mimicking the teacher's feature map at one stage: what stage-by-stage distillation trains each stage on."""
 
+from collections.abc import Sequence
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -11,7 +13,7 @@ from potstill.methods.base import Method, Needs, Setting
 from potstill.methods.inputs import teacher_features, teacher_spec
 from potstill.methods.maps import to_the_smaller
 from potstill.methods.registry import register
-from potstill.networks.features import Features, FeatureSpec, MapSpec
+from potstill.networks.features import Features, MapSpec
 
 __all__ = ["Adapter", "Mimic", "mimic"]
 
@@ -59,48 +61,71 @@ class Mimic(Method):
 
     Args:
         setting: both networks, with maps.
-        stage: which map, counted from 0; negative numbers count from the last one.
+        stage: which map, counted from 0; negative numbers count from the last one; "all" takes the mean over all, as a
+            detector's pyramid is taken.
         adapter: what brings the student's channels to the teacher's: a 1x1 convolution ("conv"), with a batch norm
             ("conv_bn"), nothing ("none"); "auto" takes "conv" where the channels differ and nothing where they are the
             same, as the paper's first version asks for features "without any processing". It never ships.
+        of: "maps", or "blocks": of a detector the ends of its backbone's stages.
 
     Raises:
         NetworkError: networks without that stage, or of other channels without an adapter.
-        RecipeError: for an unknown adapter, or no teacher.
+        RecipeError: for an unknown adapter, another field, or no teacher.
     """
 
     needs = Needs(student=frozenset({"maps"}), teacher=frozenset({"maps"}))
 
-    def __init__(self, setting: Setting, *, stage: int = -1, adapter: Adapter = "auto") -> None:
+    def __init__(
+        self, setting: Setting, *, stage: int | Literal["all"] = -1, adapter: Adapter = "auto",
+        of: Literal["maps", "blocks"] = "maps",
+    ) -> None:  # fmt: skip
         super().__init__()
         teacher = teacher_spec(setting, "mimic")
         kinds = ("auto", "none", "conv", "conv_bn")
         if adapter not in kinds:
             raise RecipeError(f"adapter is {adapter!r}; it is one of {', '.join(kinds)}.{nearest(str(adapter), kinds)}")
-        own, other = _map(setting.student, stage, "student"), _map(teacher, stage, "teacher")
-        if adapter == "none" and own.channels != other.channels:
+        if of not in ("maps", "blocks"):
+            raise RecipeError(f"of is {of!r}; mimic reads maps or blocks.")
+        if stage != "all" and not isinstance(stage, int):
+            raise RecipeError(f"stage is {stage!r}; it is a number, or all.")
+        self.of = of
+        self.needs = Needs(student=frozenset({of}), teacher=frozenset({of}))  # type: ignore[misc]
+        ours, theirs = getattr(setting.student, of), getattr(teacher, of)
+        if stage == "all" and (len(ours) != len(theirs) or not ours):
             raise NetworkError(
-                f"mimic with adapter=none compares the maps as they are, but {own.name} of the student has "
-                f"{own.channels} channels and {other.name} of the teacher {other.channels}; take adapter=conv."
+                f"mimic compares all {of}, but the student shows {len(ours)} and the teacher {len(theirs)} of them; "
+                "name one stage, or take networks with as many."
             )
-        self.stage = stage
-        self.adapter: nn.Module = nn.Identity()
-        if adapter in ("conv", "conv_bn") or own.channels != other.channels:
-            convolution = nn.Conv2d(own.channels, other.channels, 1)
-            norm = [nn.BatchNorm2d(other.channels)] if adapter == "conv_bn" else []
-            self.adapter = nn.Sequential(convolution, *norm)
+        self.stages = list(range(len(ours))) if stage == "all" else [stage]
+        self.adapters = nn.ModuleList(
+            _adapter(_map(ours, k, "student"), _map(theirs, k, "teacher"), adapter) for k in self.stages
+        )
 
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
-        """The distance of the batch's maps."""
-        adapted = self.adapter(student.maps[self.stage])
-        return mimic(adapted, teacher_features(teacher, "mimic").maps[self.stage])
+        """The distance of the batch's maps, the mean over the stages."""
+        ours: tuple[Tensor, ...] = getattr(student, self.of)
+        theirs: tuple[Tensor, ...] = getattr(teacher_features(teacher, "mimic"), self.of)
+        pairs = zip(self.stages, self.adapters, strict=True)
+        return torch.stack([mimic(adapt(ours[k]), theirs[k]) for k, adapt in pairs]).mean()
 
 
-def _map(spec: FeatureSpec, stage: int, who: str) -> MapSpec:
-    count = len(spec.maps)
+def _adapter(own: MapSpec, other: MapSpec, adapter: Adapter) -> nn.Module:
+    if adapter == "none" and own.channels != other.channels:
+        raise NetworkError(
+            f"mimic with adapter=none compares the maps as they are, but {own.name} of the student has "
+            f"{own.channels} channels and {other.name} of the teacher {other.channels}; take adapter=conv."
+        )
+    if adapter not in ("conv", "conv_bn") and own.channels == other.channels:
+        return nn.Identity()
+    convolution = nn.Conv2d(own.channels, other.channels, 1)
+    return nn.Sequential(convolution, *([nn.BatchNorm2d(other.channels)] if adapter == "conv_bn" else []))
+
+
+def _map(maps: Sequence[MapSpec], stage: int, who: str) -> MapSpec:
+    count = len(maps)
     if not -count <= stage < count:
         raise NetworkError(
             f"mimic reads stage {stage}, and the {who} shows {count} maps; name its layers in {who}.taps.maps "
             "(`potstill taps` lists them), or take another stage."
         )
-    return spec.maps[stage]
+    return maps[stage]

@@ -138,26 +138,27 @@ class Objective(nn.Module):
             total = sum(self.weight_now(name) * loss for name, loss in losses.items())
         return {**losses, "total": total}
 
-    def gradient_shares(self, losses: Mapping[str, Tensor], embedding: Tensor) -> dict[str, Tensor]:
+    def gradient_shares(self, losses: Mapping[str, Tensor], *trunk: Tensor) -> dict[str, Tensor]:
         r"""Each term's part in what pulls at the student: ``|w_m dL_m/ds| / sum_n |w_n dL_n/ds|``.
 
         Args:
             losses: what :meth:`forward` gave; its graph is kept for the step's own backward pass.
-            embedding: the student's embedding that the losses were computed from, in the graph.
+            trunk: what of the student the losses were computed from, in the graph: its embedding, or a detector's
+                pyramid.
 
         Returns:
-            A scalar on the device by term, without waiting for it. Terms that do not reach the embedding (those of
+            A scalar on the device by term, without waiting for it. Terms that do not reach the trunk (those of
             feature maps alone) have no share and are left out, and so are those that a warm-up still holds back.
         """
         # Shares are ratios, so a common factor is free: it keeps half-precision gradients from vanishing.
-        scale = 1024.0 if embedding.dtype == torch.float16 else 1.0
+        scale = 1024.0 if trunk[0].dtype == torch.float16 else 1.0
         norms = {}
         for name, weight in self.weights.items():
             if self.epoch < self.warmups[name] or not losses[name].requires_grad:
                 continue
-            (gradient,) = torch.autograd.grad(scale * losses[name], embedding, retain_graph=True, allow_unused=True)
-            if gradient is not None:
-                norms[name] = weight * full_precision(gradient).norm().float()
+            gradients = torch.autograd.grad(scale * losses[name], trunk, retain_graph=True, allow_unused=True)
+            if reached := [full_precision(one).norm() for one in gradients if one is not None]:
+                norms[name] = weight * torch.stack(reached).norm().float()
         if len(norms) < 2:  # one term alone has no share of anything
             return {}
         whole = torch.stack(list(norms.values())).sum().clamp_min(torch.finfo(torch.float32).tiny)

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from potstill.errors import NetworkError
 from potstill.networks.card import WEIGHTS_FILE, NetworkCard, read_card
-from potstill.networks.cifar import CIFAR_MODELS
 from potstill.networks.origins import make_network
 from potstill.networks.tap import Tapped, Taps, tap
 from potstill.networks.weights import load_weights, read_weights
+from potstill.networks.zoo import ZOOS
 
 __all__ = ["NetworkCard", "build_network", "list_models", "read_card"]
 
@@ -77,9 +77,9 @@ def build_network(
         except NetworkError as error:
             raise NetworkError(f"{weights} for model {model!r}: {error}") from error
     tapped = tap(network, taps, input_size=input_size)
-    if classes is not None and tapped.spec.classes != classes:
+    if classes is not None and tapped.classes != classes:
         raise NetworkError(
-            f"{model!r} returns {tapped.spec.classes} logits, and {classes} classes are asked for; let its factory "
+            f"{model!r} returns {tapped.classes} logits, and {classes} classes are asked for; let its factory "
             "take num_classes"
         )
     if card is not None:
@@ -139,18 +139,19 @@ def classes_in(state: Mapping[str, Tensor], network: nn.Module) -> int | None:
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names for :func:`build_network` that match a shell pattern: the zoo as ``cifar/NAME``, timm's plain.
+    """Names for :func:`build_network` that match a shell pattern: the zoos as ``cifar/NAME`` and ``faces/NAME``.
 
-    A name of timm's that the zoo has too stands as ``timm/NAME``: plain it would be ambiguous.
+    Those of timm stand plain. One that the zoo has too stands as ``timm/NAME``: plain it would be ambiguous.
 
     Example:
         >>> list_models("*/vgg11")
         ['cifar/vgg11', 'timm/vgg11']
     """
-    zoo = [f"cifar/{name}" for name in CIFAR_MODELS]
+    zoo = [f"{origin}/{name}" for origin, models in ZOOS.items() for name in models]
+    own = {known for models in ZOOS.values() for known in models.values()}
     others = [
-        f"timm/{name}" if name in CIFAR_MODELS else name
+        f"timm/{name}" if name in ZOOS["cifar"] else name  # timm has no other network of any of these names
         for name in timm.list_models()
-        if name not in CIFAR_MODELS.values()
+        if name not in own
     ]
     return [name for name in (*zoo, *others) if fnmatch.fnmatchcase(name, pattern)]

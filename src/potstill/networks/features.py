@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from potstill.objects import Regions
+
 __all__ = ["ON_DEMAND", "FeatureSpec", "Features", "MapSpec"]
 
 ON_DEMAND = frozenset({"maps", "preacts", "blocks"})
@@ -22,6 +24,12 @@ class Features:
         blocks: the ends of every block of the stages, ``(B, C_k, H_k, W_k)``; empty unless they were asked for.
         peers: the logits ``(B, C)`` of networks that go with this one: a student's peers in mutual learning while it
             trains, further teachers beside a teacher.
+        losses: the network's own losses by name, scalars, where it has any: those of a detector that trains.
+        regions: a detector's: what the rows of its logits and of its embedding are.
+
+    Of a detector the rows of ``logits`` ``(R, C + 1)`` and ``embedding`` ``(R, D)`` are the regions of all images of
+    the batch, background is the last class, ``maps`` are the pyramid's levels (the finest first) and ``blocks`` the
+    ends of the backbone's stages. Of a network for segmentation the rows of ``logits`` are the pixels that count.
     """
 
     logits: Tensor
@@ -30,6 +38,16 @@ class Features:
     preacts: tuple[Tensor, ...] = ()
     blocks: tuple[Tensor, ...] = ()
     peers: tuple[Tensor, ...] = ()
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    regions: Regions | None = None
+
+    @property
+    def trunk(self) -> tuple[Tensor, ...]:
+        """Where the terms of an objective meet, so that their pulls can be compared: the embedding.
+
+        Of a detector, whose terms do not all read regions, the pyramid; for segmentation the ends of the stages.
+        """
+        return self.maps if self.losses or self.logits.ndim == 4 else (self.embedding,)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,16 @@ import torchvision
 from torch import nn
 
 from potstill.errors import NetworkError, nearest
-from potstill.networks.cifar import CIFAR_MODELS
+from potstill.networks.detection.build import IMAGENET_MEAN, IMAGENET_STD
+from potstill.networks.detection.build import KINDS as DETECTORS
 from potstill.networks.named import import_named
+from potstill.networks.segmentation.build import KINDS as SEGMENTERS
+from potstill.networks.zoo import ZOOS
 
 __all__ = ["make_network"]
+
+# Heads on a backbone of timm's, by the names that stand before the backbone's.
+KINDS: dict[str, Callable[..., nn.Module]] = {**DETECTORS, **SEGMENTERS}
 
 # What a factory that insists on num_classes gets where the weights are to say it: only to be told from theirs, so a
 # number that no data set has.
@@ -27,10 +33,14 @@ def make_network(model: str, classes: int | None, pretrained: bool, args: dict[s
     if ":" in model:
         return make_own(model, classes, pretrained, args)
     origin, _, name = model.rpartition("/")
-    if origin not in ("", "timm", "cifar", "torchvision"):
+    if origin in KINDS:
+        return make_headed(origin, name, classes, pretrained, args)
+    if origin not in ("", "timm", *ZOOS, "torchvision"):
+        known = ["timm", *ZOOS, "torchvision", *KINDS]
         raise NetworkError(
-            f"unknown model {model!r}: expected timm/NAME, cifar/NAME, torchvision/NAME, a plain NAME or "
-            f"package.module:factory, got the origin {origin!r}.{nearest(origin, ['timm', 'cifar', 'torchvision'])}"
+            f"unknown model {model!r}: expected timm/NAME, cifar/NAME, faces/NAME, torchvision/NAME, a plain NAME, "
+            f"{', '.join(f'{kind}/BACKBONE' for kind in KINDS)} or package.module:factory, got the origin {origin!r}."
+            f"{nearest(origin, known)}"
         )
     if origin == "torchvision":
         return make_torchvision(name, classes, pretrained, args)
@@ -44,19 +54,21 @@ def timm_name(origin: str, name: str) -> str:
         >>> timm_name("cifar", "resnet8"), timm_name("", "resnet18")
         ('resnet8', 'resnet18')
     """
-    in_zoo, in_timm = CIFAR_MODELS.get(name), timm.is_model(name)
-    if origin == "cifar":
-        if in_zoo is None:
+    if origin in ZOOS:
+        models = ZOOS[origin]
+        if name not in models:
             raise NetworkError(
-                f"unknown model 'cifar/{name}'; the zoo has {', '.join(CIFAR_MODELS)}.{nearest(name, CIFAR_MODELS)}"
+                f"unknown model '{origin}/{name}'; the zoo has {', '.join(models)}.{nearest(name, models)}"
             )
-        return in_zoo
+        return models[name]
+    in_zoo = next((models[name] for models in ZOOS.values() if name in models), None)
+    in_timm = timm.is_model(name)
     if origin == "" and in_zoo is not None:
         if in_zoo != name and in_timm:
             raise NetworkError(f"model {name!r} is in both timm and the CIFAR zoo; say 'timm/{name}' or 'cifar/{name}'")
         return in_zoo
     if not in_timm:
-        known = [*timm.list_models(), *CIFAR_MODELS]
+        known = [*timm.list_models(), *(name for models in ZOOS.values() for name in models)]
         raise NetworkError(
             f"unknown model {name!r}: neither timm nor the CIFAR zoo has it (the command `potstill models` lists them)."
             f"{own_module(name) or nearest(name, known)}"
@@ -99,10 +111,13 @@ def hub_is_quiet() -> Iterator[None]:
 
 def make_torchvision(name: str, classes: int | None, pretrained: bool, args: dict[str, Any]) -> nn.Module:
     models = torchvision.models
-    known = models.list_models(module=models)
+    dense = [*models.list_models(module=models.detection), *models.list_models(module=models.segmentation)]
+    known = [*models.list_models(module=models), *dense]
     refuse_own(args, "num_classes", "weights")
     if name not in known:
-        raise NetworkError(f"torchvision has no classification model {name!r}.{nearest(name, known)}")
+        raise NetworkError(f"torchvision has no model {name!r}.{nearest(name, known)}")
+    if name in dense:
+        return make_torchvision_dense(name, classes, pretrained, args)
     if classes == 0:
         raise NetworkError(
             "torchvision's models come with a classifier; name their embedding in taps.embedding instead"
@@ -129,6 +144,43 @@ def make_torchvision(name: str, classes: int | None, pretrained: bool, args: dic
     except Exception as error:
         raise NetworkError(why_not(name, "torchvision", args, pretrained, error)) from error
     return network
+
+
+def make_torchvision_dense(name: str, classes: int | None, pretrained: bool, args: dict[str, Any]) -> nn.Module:
+    """A detector or segmenter of torchvision's own; with ``pretrained`` COCO's weights, but where classes differ."""
+    models = torchvision.models
+    counts_background = name.startswith("fasterrcnn")
+    number = {} if classes is None else {"num_classes": classes + counts_background}
+    try:
+        network = models.get_model(name, weights=None, weights_backbone=None, **number, **args)
+        if pretrained:
+            own = network.state_dict()
+            state = models.get_model_weights(name).DEFAULT.get_state_dict(progress=False, check_hash=True)
+            network.load_state_dict(
+                {key: value if value.shape == own[key].shape else own[key] for key, value in state.items()}
+            )
+            network.pretrained_cfg = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    except Exception as error:
+        raise NetworkError(why_not(name, "torchvision", args, pretrained, error)) from error
+    return network
+
+
+def make_headed(kind: str, backbone: str, classes: int | None, pretrained: bool, args: dict[str, Any]) -> nn.Module:
+    """A head of torchvision's on a backbone of timm's; with ``pretrained`` the backbone's weights are ImageNet's."""
+    refuse_own(args, "num_classes", "pretrained_backbone")
+    if not timm.is_model(backbone):
+        raise NetworkError(
+            f"unknown model '{kind}/{backbone}': timm has no backbone {backbone!r}."
+            f"{nearest(backbone, timm.list_models())}"
+        )
+    if classes == 0:
+        raise NetworkError(f"'{kind}/{backbone}' is asked for without classes, and it has nothing else to say")
+    number = _ANY_NUMBER if classes is None else classes
+    try:
+        with hub_is_quiet():
+            return KINDS[kind](backbone, number, pretrained_backbone=pretrained, **args)
+    except Exception as error:
+        raise NetworkError(why_not(f"{kind}/{backbone}", "torchvision", args, pretrained, error)) from error
 
 
 def make_own(model: str, classes: int | None, pretrained: bool, args: dict[str, Any]) -> nn.Module:

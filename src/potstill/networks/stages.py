@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from potstill.errors import NetworkError
 from potstill.networks.contract import ContractTapped
+from potstill.networks.detection.tapped import TappedDetector
 from potstill.networks.probe import at_rest, probe_images
 from potstill.networks.tapped import Tapped
 
@@ -53,6 +54,8 @@ def forward_to(tapped: Tapped, images: Tensor, stage: int) -> Tensor:
 def stage_parameters(tapped: Tapped) -> list[list[str]]:
     """The names of the parameters and buffers of each stage, and of the head.
 
+    Of a detector the stages are its backbone's and, as the last, its pyramid; what looks at the pyramid is the head.
+
     A parameter belongs to the first map that depends on it, by the autograd graph of one probe in evaluation mode; a
     layer's buffers go with its parameters or, where it has none of its own, with the first map that depends on what it
     returned. The last entry is the head: all that no map depends on, and all that is frozen and not used.
@@ -71,7 +74,8 @@ def stage_parameters(tapped: Tapped) -> list[list[str]]:
         >>> stage_parameters(tap(network, Taps(maps=("2",)), input_size=(3, 8, 8)))
         [['0.weight', '0.bias', '1.running_mean', '1.running_var', '1.num_batches_tracked'], ['5.weight', '5.bias']]
     """
-    network, head = tapped.network, len(tapped.spec.maps)
+    network, detects = tapped.network, isinstance(tapped, TappedDetector)
+    head = len(tapped.spec.blocks) + 1 if detects else len(tapped.spec.maps)
     if not head:
         raise NetworkError(
             f"{type(network).__name__} shows no maps to cut it at; name the layers that end its stages in taps.maps"
@@ -80,10 +84,11 @@ def stage_parameters(tapped: Tapped) -> list[list[str]]:
     images = probe_images(network, tapped.input_size)
     with at_rest(network), torch.enable_grad(), all_training(network), noting_graph(network, returned):
         # So that all that is computed is in the graph; the copy is no leaf, which a network may change in place.
-        features = tapped(images.requires_grad_().clone(), maps=True)
-        nodes, parameters = first_dependents([*features.maps, features.embedding, features.logits])
+        features = tapped(images.requires_grad_().clone(), maps=True, blocks=detects)
+        ends = [(end,) for end in features.blocks] + [features.maps] if detects else [(end,) for end in features.maps]
+        nodes, parameters = first_dependents([*ends, () if detects else (features.embedding, features.logits)])
     for name, parameter in network.named_parameters():
-        if parameter.requires_grad and id(parameter) not in parameters:
+        if not detects and parameter.requires_grad and id(parameter) not in parameters:
             raise NetworkError(
                 f"no output of {type(network).__name__} depends on its parameter {name!r}, so it is part of no stage; "
                 "freeze it (requires_grad=False) or take it out of the network"
@@ -106,12 +111,12 @@ def stage_parameters(tapped: Tapped) -> list[list[str]]:
     return found
 
 
-def first_dependents(outputs: Iterable[Tensor]) -> tuple[dict[Any, int], dict[int, int]]:
-    """For each node of the graph, and each parameter by ``id``, which of ``outputs`` is the first to depend on it."""
+def first_dependents(outputs: Iterable[Iterable[Tensor]]) -> tuple[dict[Any, int], dict[int, int]]:
+    """For each node of the graph, and each parameter by ``id``, which group of outputs is the first to depend on it."""
     nodes: dict[Any, int] = {}
     parameters: dict[int, int] = {}
-    for index, output in enumerate(outputs):
-        ahead = [output.grad_fn]
+    for index, group in enumerate(outputs):
+        ahead = [output.grad_fn for output in group]
         while ahead:
             node = ahead.pop()
             if node is None or node in nodes:

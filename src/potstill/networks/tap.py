@@ -6,8 +6,10 @@ from torch import nn
 
 from potstill.errors import NetworkError
 from potstill.networks.contract import BrokenContractError, has_contract, tap_by_contract
+from potstill.networks.detection.tapped import DETECTORS, tap_detector
 from potstill.networks.hooks import tap_by_hooks
 from potstill.networks.probe import default_input_size, layer_name
+from potstill.networks.segmentation.tapped import SEGMENTERS, tap_segmenter
 from potstill.networks.tapped import Tapped, Taps
 
 __all__ = ["Tapped", "Taps", "tap"]
@@ -49,8 +51,12 @@ def tap(network: nn.Module, taps: Taps | None = None, *, input_size: tuple[int, 
     """
     if hasattr(network, "_orig_mod"):
         raise NetworkError("the network is compiled already, and hooks on it would never fire; tap it, then compile")
-    taps = taps or Taps()
     size = input_size or default_input_size(network)
+    if isinstance(network, (*DETECTORS, *SEGMENTERS)):
+        if taps is not None:
+            raise NetworkError(f"a {type(network).__name__} shows its backbone's stages by itself; leave taps out")
+        return tap_detector(network, size) if isinstance(network, DETECTORS) else tap_segmenter(network, size)
+    taps = taps or Taps()
     if has_contract(network) and taps.embedding is None:
         head = network.get_classifier()  # type: ignore[operator]
         head_name = layer_name(network, head) if isinstance(head, nn.Module) else None

@@ -77,6 +77,11 @@ class Tapped(nn.Module, ABC):
         self.preacts = Points(CatchInput, [(end.activation, end.call) if end.activation else None for end in ends])
         self.blocks = Points(CatchOutput, [None if b.call is None else (b.spec.name, b.call) for b in blocks])
 
+    @property
+    def classes(self) -> int:
+        """The number of classes that it knows: that of its logits, but for background."""
+        return self.spec.classes
+
     def forward(self, images: Tensor, maps: bool = False, preacts: bool = False, blocks: bool = False) -> Features:
         """One pass over ``images`` ``(B, 3, H, W)``.
 

@@ -16,6 +16,7 @@ from potstill.errors import NetworkError, RunError
 from potstill.networks.features import Features, FeatureSpec
 from potstill.networks.fold import FoldReport, fold_batchnorms
 from potstill.networks.tapped import Tapped
+from potstill.objects import Regions, Size
 
 __all__ = ["Teacher", "Teaches", "fingerprint"]
 
@@ -141,9 +142,8 @@ class Teacher:
         """
         self.run.open(preacts=preacts, blocks=blocks)  # before its first compiled call
         self.run.eval()
-        images = seen = images.to(self.device)
-        if self.renormalises:
-            images = torch.addcmul(self.shift, images, self.scale)
+        seen = images.to(self.device)
+        images = self._renormalised(seen)
         if self.input_size is not None and tuple(images.shape[2:]) != tuple(self.input_size):
             images = F.interpolate(images, self.input_size, mode="bilinear", antialias=True)
         images = images.contiguous(memory_format=self.memory_format)
@@ -156,6 +156,31 @@ class Teacher:
     def features(self, batch: Batch, **reads: bool) -> Features:
         """Those of the batch's images; see :class:`Teaches`."""
         return self(batch.images, **reads)
+
+    @torch.no_grad()
+    def detect(self, images: Tensor, sizes: tuple[Size, ...]) -> list[dict[str, Tensor]]:
+        """What a detector finds; see :meth:`potstill.networks.detection.tapped.TappedDetector.detect`."""
+        self.running.eval()
+        images = self._renormalised(images.to(self.device)).contiguous(memory_format=self.memory_format)
+        with torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision != torch.float32):
+            found: list[dict[str, Tensor]] = self.running.detect(images, sizes)  # type: ignore[operator]
+        return found
+
+    def _renormalised(self, images: Tensor) -> Tensor:
+        return torch.addcmul(self.shift, images, self.scale) if self.renormalises else images
+
+    @torch.no_grad()
+    def of_regions(self, levels: Sequence[Tensor], regions: Regions) -> tuple[Tensor, Tensor]:
+        """A detector's logits ``(R, C + 1)`` and embedding ``(R, D)``, float32, of regions that another one drew.
+
+        Args:
+            levels: its pyramid of the same images, as :meth:`__call__` gave it.
+            regions: in pixels of these images.
+        """
+        self.running.eval()
+        with torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision != torch.float32):
+            logits, embedding = self.running.read_regions(levels, regions)  # type: ignore[operator]
+        return logits.float(), embedding.float()
 
     def settle(self) -> None:
         """Nothing: a network that runs writes nothing."""
@@ -215,11 +240,11 @@ def joined(parts: Sequence[Features]) -> Features:
     if len(parts) == 1:
         return parts[0]
     logits, embedding = (torch.cat([getattr(part, name) for part in parts]) for name in ("logits", "embedding"))
-    others = (
-        tuple(torch.cat(same) for same in zip(*(getattr(part, name) for part in parts), strict=True))
+    others: dict[str, Any] = {
+        name: tuple(torch.cat(same) for same in zip(*(getattr(part, name) for part in parts), strict=True))
         for name in ("maps", "preacts", "blocks")
-    )
-    return Features(logits, embedding, *others)
+    }
+    return Features(logits, embedding, **others)
 
 
 def renormalisation(

@@ -9,11 +9,12 @@ import torch
 from potstill.analysis.measures import FeatureMeasures
 from potstill.analysis.metrics import mean_projector_distance
 from potstill.config import Recipe
-from potstill.errors import DataError, RunError
+from potstill.errors import DataError, RecipeError, RunError
 from potstill.networks.ship import load_student
 from potstill.networks.teacher import Teacher
-from potstill.procedures.data import describe_data, evaluation_loader, open_split, resolve_data
+from potstill.procedures.data import describe_data, evaluation_loader
 from potstill.procedures.networks import DTYPES, build_teacher
+from potstill.procedures.opening import open_split, resolve_data
 from potstill.projectors import Layer
 from potstill.training.checkpoints import Checkpoints
 from potstill.training.distributed import Processes
@@ -56,11 +57,16 @@ def analyze_run(recipe: Recipe, folder: Path, processes: Processes, model: str |
         DataError: for images without labels, or of fewer than two classes.
     """
     student = load_student(folder, model).to(processes.device)
-    split = open_split(recipe.data)
+    if recipe.task != "classification":
+        raise RecipeError(
+            f"`potstill analyze` measures embeddings of classes, and this run has task={recipe.task}; its report has "
+            "what was measured of it."
+        )
+    split = open_split(recipe)
     source = split.val if split.val is not None else split.train
     if source.labels is None:
         raise DataError(f"{source.name} has no labels, and the between-class measures need them.")
-    recipe = recipe.model_copy(update={"data": resolve_data(recipe.data, split.train)})
+    recipe = recipe.model_copy(update={"data": resolve_data(recipe, split.train)})
     teacher = build_teacher(recipe, describe_data(recipe, split), processes)
     loader = evaluation_loader(recipe, source, processes).loader
     sides: dict[str, Any] = {"student": student.eval()} | ({"teacher": teacher} if teacher else {})

@@ -10,9 +10,11 @@ from safetensors import safe_open
 from torch import Tensor
 
 from potstill.analysis.class_means import ClassMeans
+from potstill.batch import Batch
 from potstill.config import Recipe
 from potstill.errors import RecipeError
 from potstill.files import write_whole
+from potstill.networks.detection.tapped import TappedDetector
 from potstill.networks.teacher import Teacher
 from potstill.procedures.data import Data
 from potstill.training.distributed import Processes
@@ -61,13 +63,28 @@ def collect_class_means(teacher: Teacher, data: Data, policy: str, processes: Pr
     if not data.labelled:
         raise RecipeError("The data has no labels, but class means need them: take the methods that read them out.")
     log.info("Collecting the teacher's class means on %d images.", data.found[0])
-    means = ClassMeans(len(data.classes), teacher.spec.embedding_dim, device=processes.device)
+    detects = isinstance(teacher.network, TappedDetector)
+    means = ClassMeans(len(data.classes) + detects, teacher.spec.embedding_dim, device=processes.device)
     for batches in (data.train if policy == "augmented" else data.clean()).epoch(0):
         for batch in batches:
-            if batch.weight > 0 and batch.targets is not None:  # a filler's image has been seen already
-                means.add(teacher(batch.images).embedding, batch.targets)
+            if batch.weight == 0:  # a filler's image has been seen already
+                continue
+            embedding, targets = _of_regions(teacher, batch) if detects else (None, batch.targets)
+            if targets is not None:
+                means.add(teacher(batch.images).embedding if embedding is None else embedding, targets)
     means.sum_over(processes.sum)
     return means.means().float().cpu()
+
+
+def _of_regions(teacher: Teacher, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The embeddings and classes of all regions that a detecting teacher proposes, the objects' own boxes among them.
+
+    Nothing is drawn, so the means do not depend on how the images are divided between processes. ND's authors take the
+    regions that a detector in training draws.
+    """
+    levels = teacher(batch.images, maps=True).maps
+    regions = teacher.network.propose(batch.images, levels, batch.objects)  # type: ignore[operator]
+    return teacher.of_regions(levels, regions)[1], regions.labels
 
 
 def _made_of(path: Path) -> object:

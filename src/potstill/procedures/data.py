@@ -3,36 +3,39 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from potstill.config import DataConfig, Recipe
+from potstill.config import Recipe
 from potstill.data.decode import decoding
+from potstill.data.faces import FaceTest
 from potstill.data.groups import choose_order
 from potstill.data.materialise import materialise
 from potstill.data.mixing import Mixing
-from potstill.data.open import open_data
 from potstill.data.order import Plan
 from potstill.data.resident import ResidentLoader
-from potstill.data.source import Source, Split, Subset, subset
+from potstill.data.scene_loader import SceneLoader
+from potstill.data.scene_view import SceneAugmentation
+from potstill.data.source import Source, Split, subset
 from potstill.data.streaming import StreamingLoader
 from potstill.data.views import Augmentation, Evaluation, View
 from potstill.data.workers import decoding_workers
-from potstill.errors import DataError
-from potstill.section import unread
+from potstill.errors import RecipeError
+from potstill.procedures.opening import MIXED_SIZES, NO_STORE
+from potstill.procedures.scenes import SCENE_TASKS, prepare_scenes
 from potstill.training.distributed import Processes
 
 __all__ = [
-    "Data", "DataFacts", "Loaded", "all_skipped", "describe_data", "evaluation_loader", "open_split", "prepare_data",
-    "resolve_data",
+    "AnyLoader", "Data", "DataFacts", "Loaded", "all_skipped", "by_request", "describe_data", "evaluation_loader",
+    "prepare_data",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
 
-_MIXED_SIZES = 224  # the side for images of many sizes, as the ImageNet literature has it
-_RESIDENT_LIMIT = 2 * 1024**3  # bytes that loader=auto lets the resident loader take; set by hand there is no limit
-_PIXEL_BYTES = 7  # while it loads: three channels as decoded, and four packed
+AnyLoader = ResidentLoader | StreamingLoader | SceneLoader
+
 _SAID = 5  # of the damaged images; the rest is in result.json
 # Images of an evaluation batch, at least: without a gradient a device's memory allows more than a training step's, but
 # what a network keeps of 64 stays in a CPU's caches, and more take longer for each.
@@ -47,7 +50,8 @@ class DataFacts:
         classes: names, in the order of their numbers; empty without labels.
         mean: of the channels, in 0..1; what ``Batch.images`` are normalised with.
         std: likewise.
-        size: side of the images.
+        size: side of the images; of scenes the shorter one.
+        longest: bound of the longer side of scenes; None where images are square.
         notes: sentences to say out loud.
         found: how many training and validation images there are, damaged ones among them.
         identity: of the training images, damaged ones among them.
@@ -60,6 +64,14 @@ class DataFacts:
     notes: tuple[str, ...]
     found: tuple[int, int]
     identity: str
+    longest: int | None = None
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """``(3, H, W)`` that networks are made for and measured at: of scenes, sides that are multiples of 32."""
+        if self.longest is None:
+            return (3, self.size, self.size)
+        return (3, -(-self.size // 32) * 32, -(-min(self.longest, self.size * 4 // 3) // 32) * 32)
 
     @property
     def labelled(self) -> bool:
@@ -82,87 +94,47 @@ class Data(DataFacts):
         in_use: identity of the training images without damaged ones; the samples' indices are positions among these.
         skipped: of ``train`` and of ``val``, where each damaged image lies that was left out so far and what is wrong
             with it. A streaming loader adds to it as it meets them.
+        judged: the source of the validation images in use, where the judge reads more of it than the loader gives.
+        test: of faces what is done with them.
     """
 
-    train: ResidentLoader | StreamingLoader
-    val: ResidentLoader | StreamingLoader | None
-    clean: Callable[[], ResidentLoader | StreamingLoader]
+    train: AnyLoader
+    val: AnyLoader | None
+    clean: Callable[[], AnyLoader]
     labels: Tensor | None
-    augmentation: Augmentation
+    augmentation: Augmentation | SceneAugmentation
     samples: int
     decoding: str
     in_use: str
     skipped: dict[str, dict[str, str]]
+    judged: Source | None = None
+    test: FaceTest | None = None
 
 
-def open_split(config: DataConfig) -> Split:
-    """The training and validation sources that a recipe names."""
-    return open_data(
-        config.source,
-        config.path,
-        val_fraction=config.val_fraction,
-        seed=config.split_seed,
-        image_column=config.image_column,
-        label_column=config.label_column,
-        size=config.size,
-    )
-
-
-def resolve_data(config: DataConfig, source: Source) -> DataConfig:
-    """The section with every "auto" and none replaced by what this source makes of it.
+def by_request(loader: AnyLoader) -> ResidentLoader | StreamingLoader:
+    """A loader as one that gives any views of any images on request, as a store is made and checked.
 
     Raises:
-        DataError: names every value that nothing would read, or a crop that the loader cannot make.
+        RecipeError: for a loader of scenes.
     """
-    small = source.fixed_size is not None and max(source.fixed_size) <= 64
-    size = config.size or (max(source.fixed_size) if small and source.fixed_size else _MIXED_SIZES)
-    fits = len(source) * size * size * _PIXEL_BYTES <= _RESIDENT_LIMIT
-    loader = config.loader if config.loader != "auto" else ("resident" if small and fits else "streaming")
-    crop = config.crop if config.crop != "auto" else ("pad" if small else "resized")
-    resolved = config.model_copy(
-        update={
-            "size": size,
-            "crop": crop,
-            "flip": config.flip if config.flip is not None else source.mirrors,
-            "loader": loader,
-            "order": _order(config, source) if loader == "streaming" else config.order,
-            "mean": config.mean or source.statistics.mean,
-            "std": config.std or source.statistics.std,
-        }
-    )
-    problems = unread("data", resolved)
-    if loader == "streaming" and crop == "pad" and source.fixed_size != (size, size):
-        problems.append(
-            f"data.crop=pad needs images of one size, {size} x {size}; {source.name} holds "
-            f"{'images of ' + str(source.fixed_size) if source.fixed_size else 'images of many sizes'}. "
-            "Use data.crop=resized, or data.loader=resident, which resizes them once."
-        )
-    if config.split_seed != DataConfig().split_seed and not isinstance(source, Subset):
-        problems.append(
-            f"data.split_seed={config.split_seed} does nothing: {source.name} is used whole, so there is no split to "
-            "choose. Leave it out."
-        )
-    if problems:
-        raise DataError(" ".join(problems))
-    return resolved
-
-
-def _order(config: DataConfig, source: Source) -> str:
-    return "full" if choose_order(source, config.order) is None else "groups"
+    if isinstance(loader, SceneLoader):
+        raise RecipeError(NO_STORE)
+    return loader
 
 
 def describe_data(recipe: Recipe, split: Split) -> DataFacts:
     """The facts of a split, for a recipe whose data section is resolved; nothing is decoded."""
     config, train, val = recipe.data, split.train, split.val
-    size = config.size or _MIXED_SIZES
+    size = config.size or MIXED_SIZES
     return DataFacts(
-        classes=train.classes if train.labels is not None else (),
+        classes=train.classes if train.labels is not None or recipe.task in SCENE_TASKS else (),
         mean=config.mean or train.statistics.mean,
         std=config.std or train.statistics.std,
         size=size,
         notes=(split.note, _loader_note(config.loader, len(train) + (len(val) if val is not None else 0))),
         found=(len(train), len(val) if val is not None else 0),
         identity=train.identity,
+        longest=config.longest,
     )
 
 
@@ -179,6 +151,8 @@ def prepare_data(recipe: Recipe, split: Split, processes: Processes) -> Data:
         DataError: for data that cannot be used; see the sources.
     """
     config, train, val, facts = recipe.data, split.train, split.val, describe_data(recipe, split)
+    if recipe.task in SCENE_TASKS:
+        return Data(**_fields(facts), **prepare_scenes(recipe, split, processes))
     mixes = config.mixup or config.cutmix
     mixing_seed = _seed(config.order_seed, recipe)
     mixing = Mixing(max(1, len(train.classes)), config.mixup, config.cutmix, seed=mixing_seed) if mixes else None
@@ -189,7 +163,7 @@ def prepare_data(recipe: Recipe, split: Split, processes: Processes) -> Data:
     learnt = _loaded(recipe, train, augmentation, mixing, processes)
     judged = _loaded(recipe, val, None, None, processes) if val is not None else None
     return Data(
-        **{field.name: getattr(facts, field.name) for field in fields(facts)},
+        **_fields(facts),
         train=learnt.loader,
         val=judged.loader if judged else None,
         clean=lambda: _loaded(recipe, train, None, None, processes).loader,
@@ -202,7 +176,13 @@ def prepare_data(recipe: Recipe, split: Split, processes: Processes) -> Data:
         else decoding(config.draft and config.loader == "streaming"),
         in_use=learnt.source.identity,
         skipped={"train": learnt.skipped, "val": judged.skipped if judged else {}},
+        judged=judged.source if judged else None,
+        test=split.test,
     )
+
+
+def _fields(facts: DataFacts) -> dict[str, Any]:
+    return {field.name: getattr(facts, field.name) for field in fields(facts)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +228,7 @@ def _loaded(
     recipe: Recipe, source: Source, augmentation: Augmentation | None, mixing: Mixing | None, processes: Processes
 ) -> Loaded:
     """A loader for training (with an augmentation) or for evaluation (without)."""
-    config, size = recipe.data, recipe.data.size or _MIXED_SIZES
+    config, size = recipe.data, recipe.data.size or MIXED_SIZES
     mean, std = config.mean or source.statistics.mean, config.std or source.statistics.std
     training = augmentation is not None
     views = config.views if training else None

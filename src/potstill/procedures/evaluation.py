@@ -7,13 +7,16 @@ from pathlib import Path
 import numpy as np
 
 from potstill.config import Recipe
-from potstill.data.source import Source
+from potstill.data.source import Source, Split
 from potstill.errors import DataError, RecipeError, nearest
 from potstill.networks.ship import load_student
 from potstill.networks.tap import Tapped
-from potstill.procedures.data import all_skipped, evaluation_loader, open_split, resolve_data
+from potstill.procedures.data import all_skipped, evaluation_loader, prepare_data
 from potstill.procedures.networks import class_names, network_of
+from potstill.procedures.opening import open_split, resolve_data
+from potstill.procedures.scenes import SCENE_TASKS
 from potstill.procedures.speed import autocast_of
+from potstill.procedures.tasks import judge_of, must_fit
 from potstill.tasks.classification import evaluate
 from potstill.training.distributed import Processes
 
@@ -58,18 +61,42 @@ def evaluate_network(recipe: Recipe, processes: Processes) -> Evaluation:
     if config.weights is None and not config.pretrained:
         raise RecipeError("There is nothing to judge: name a run's folder, or student.model and student.weights.")
     network = _network(recipe)
-    split = open_split(recipe.data)
+    split = open_split(recipe)
     source = split.val if split.val is not None else split.train
     note = (
         split.note if split.val is not None else f"There is no validation split: all {len(source)} images are judged."
     )
+    if recipe.task != "classification":
+        return _of_another_task(recipe, network, split, note, processes)
     source = _numbered_as(source, network, class_names(config.weights))
-    data = resolve_data(recipe.data.model_copy(update=_own_input(recipe, network)), source)
+    own = recipe.data.model_copy(update=_own_input(recipe, network))
+    data = resolve_data(recipe.model_copy(update={"data": own}), source)
     loaded = evaluation_loader(recipe.model_copy(update={"data": data}), source, processes)
     autocast = autocast_of(recipe)
     accuracies = evaluate(network.to(processes.device), loaded.loader.epoch(0), processes, autocast=autocast)
     skipped = all_skipped(processes.gathered({"val": loaded.skipped}))["val"]
     return Evaluation(len(source) - len(skipped), len(skipped), source.name, note, accuracies)
+
+
+def _of_another_task(recipe: Recipe, network: Tapped, split: Split, note: str, processes: Processes) -> Evaluation:
+    """Detection, segmentation and faces are judged as a run judges its student."""
+    must_fit(recipe, network)
+    if split.val is None:
+        raise DataError(f"There is nothing to judge by: {note} Name a part that is there (data.judged), or other data.")
+    own = recipe.data.model_copy(update=_own_input(recipe, network))
+    recipe = recipe.model_copy(update={"data": own})
+    recipe = recipe.model_copy(update={"data": resolve_data(recipe, split.train)})
+    names = class_names(recipe.student.weights)
+    if recipe.task != "faces" and names is not None and names != split.val.classes:
+        raise DataError(
+            f"{split.val.name} has the classes {', '.join(split.val.classes)}, and the network {', '.join(names)}; "
+            "they must be the same, in one order."
+        )
+    data = prepare_data(recipe, split, processes)
+    network = network.to(processes.device)
+    values = judge_of(recipe, network, network, None, data, processes).values(None)
+    skipped = all_skipped(processes.gathered({"val": data.skipped["val"]}))["val"]
+    return Evaluation(len(split.val) - len(skipped), len(skipped), split.val.name, note, values)
 
 
 def _network(recipe: Recipe) -> Tapped:
@@ -85,7 +112,8 @@ def _own_input(recipe: Recipe, network: Tapped) -> dict[str, object]:
     if network.normalisation is not None:
         mean, std = network.normalisation
         own = {"mean": recipe.data.mean or mean, "std": recipe.data.std or std}
-        own["size"] = recipe.data.size or network.input_size[-1]
+        scenes = recipe.task in SCENE_TASKS  # whose recipes say it: a network's own size has two sides
+        own["size"] = recipe.data.size or (None if scenes else network.input_size[-1])
     return own
 
 

@@ -10,6 +10,7 @@ from potstill.analysis.cost import measure_cost
 from potstill.analysis.measures import FeatureMeasures
 from potstill.analysis.metrics import mean_projector_distance
 from potstill.batch import Batch
+from potstill.data.scene_loader import SceneLoader
 from potstill.methods.objective import Objective
 from potstill.networks.features import Features, FeatureSpec
 from potstill.networks.teacher import Teacher
@@ -93,7 +94,7 @@ class Judge:
 
 def taught_of(teacher: Teacher | None, data: Data) -> TaughtImages | None:
     """What the teacher shows of the validation images; None without a teacher, or without images with labels."""
-    if teacher is None or data.val is None or data.val.labels is None:
+    if teacher is None or data.val is None or isinstance(data.val, SceneLoader) or data.val.labels is None:
         return None
     return taught_images(teacher, data.val, len(data.classes))
 

@@ -6,12 +6,14 @@ from pathlib import Path
 import torch
 
 from potstill.config import NetworkConfig, Recipe, TeacherConfig
+from potstill.data.views import image_size
 from potstill.errors import RecipeError
 from potstill.methods.base import Setting
 from potstill.methods.objective import Objective, check_terms
 from potstill.methods.registry import find_method
 from potstill.networks.build import build_network
 from potstill.networks.card import NetworkCard, read_card
+from potstill.networks.faces import identity_scale
 from potstill.networks.peers import Peers
 from potstill.networks.tap import Tapped, Taps
 from potstill.networks.teacher import Teacher
@@ -37,13 +39,13 @@ DTYPES: dict[str, torch.dtype] = {
 }  # fmt: skip
 
 
-def network_of(config: NetworkConfig, classes: int | None, size: int | None) -> Tapped:
+def network_of(config: NetworkConfig, classes: int | None, size: int | tuple[int, int] | None) -> Tapped:
     """The network that a recipe's section names, with its weights and taps.
 
     Args:
         config: the section.
         classes: for the head; None for as many as its weights, its arguments or its own default have.
-        size: the side of the images that it shall see; None for its own.
+        size: the side of the images that it shall see, or height and width; None for its own.
 
     Raises:
         NetworkError: for an unknown model or weights that do not fit.
@@ -51,7 +53,7 @@ def network_of(config: NetworkConfig, classes: int | None, size: int | None) -> 
     taps = Taps(**config.taps.model_dump()) if config.taps else None
     return build_network(
         config.model, classes=classes, weights=config.weights, pretrained=config.pretrained,
-        args=dict(config.args), taps=taps, input_size=(3, size, size) if size else None,
+        args=dict(config.args), taps=taps, input_size=(3, *image_size(size)) if size else None,
     )  # fmt: skip
 
 
@@ -73,11 +75,11 @@ def build_student(recipe: Recipe, data: DataFacts, teacher: Teacher | None) -> T
         raise RecipeError("student.model is missing: name the network to train, like student.model=resnet8x4.")
     classes = len(data.classes) or (teacher.spec.classes if teacher else 0)
     torch.manual_seed(recipe.seed)
-    student = network_of(recipe.student, classes, data.size)
+    student = network_of(recipe.student, classes, data.input_size[1:])
     if recipe.procedure.name != "mutual":
         return student
     peers = (NetworkConfig(model=model) for model in recipe.procedure.peers)
-    return Peers(student, [network_of(peer, classes, data.size) for peer in peers])
+    return Peers(student, [network_of(peer, classes, data.input_size[1:]) for peer in peers])
 
 
 def build_teacher(recipe: Recipe, data: DataFacts, processes: Processes) -> Teacher | None:
@@ -98,8 +100,10 @@ def _a_teacher(config: TeacherConfig, recipe: Recipe, data: DataFacts, processes
         )
     # A run's folder and a library's own weights say what size they were trained at; a bare file does not.
     own_size = config.pretrained or Path(str(config.weights)).is_dir()
-    network = network_of(config, None, config.size or (None if own_size else data.size))
+    network = network_of(config, None, config.size or (None if own_size else data.input_size[1:]))
     mean, std, size = _statistics(config, network, data)
+    if data.longest is not None:
+        size = _of_scenes(config, data)
     precision = recipe.precision if config.precision == "auto" else config.precision
     others = [config.model_copy(update={"model": None, "weights": path, "others": ()}) for path in config.others]
     return Teacher(
@@ -116,6 +120,15 @@ def _a_teacher(config: TeacherConfig, recipe: Recipe, data: DataFacts, processes
         compile=(recipe.compile if config.compile == "auto" else config.compile) is True,
         others=[_a_teacher(other, recipe, data, processes) for other in others],
     )
+
+
+def _of_scenes(config: TeacherConfig, data: DataFacts) -> int:
+    if config.size not in (None, data.size):
+        raise RecipeError(
+            f"teacher.size={config.size} cannot be: where boxes or pixels are compared, both networks see the same "
+            "images. Leave it out, or change data.size."
+        )
+    return data.size
 
 
 def build_setting(
@@ -138,6 +151,7 @@ def build_setting(
         peers=len(student.others) if isinstance(student, Peers) else 0,
         classifier=teacher.network.classifier() if teacher else None,
         norms=teacher.network.norms() if teacher and any("preacts" in need.teacher for need in needs) else (),
+        identity_scale=identity_scale(student.network),
     )
 
 
@@ -171,8 +185,9 @@ def build_objective(recipe: Recipe, setting: Setting, data: DataFacts) -> Object
             f"teacher.others does nothing: no method of the objective ({', '.join(objective.weights)}) reads further "
             "teachers. Add dgkd, or leave it out."
         )
-    if student.classes and "logits" not in objective.needs.student:
+    if student.classes and not objective.needs.student & {"logits", "losses"}:
         log.warning("No method of the objective reads the student's logits: its classifier stays as it was drawn.")
+    _fits_the_task(recipe, objective, setting)
     known = class_names(recipe.teacher.weights) if recipe.teacher else None
     if objective.compares_logits and data.labelled and known is not None and known != data.classes:
         differing = [f"{a!r} for {b!r}" for a, b in zip(known, data.classes, strict=False) if a != b]
@@ -183,14 +198,51 @@ def build_objective(recipe: Recipe, setting: Setting, data: DataFacts) -> Object
                 "two networks' logits class by class. Use a teacher trained on these classes, or an objective that "
                 "reads features only, such as {ce: 1, pefd: 25}."
             )
-    if teacher and objective.compares_logits and data.labelled and teacher.classes != len(data.classes):
+    if teacher and objective.compares_logits and data.labelled and teacher.classes != student.classes:
         names = " and ".join(objective.compares_logits)
         raise RecipeError(
-            f"The teacher has {teacher.classes} classes and the data have {len(data.classes)}, but {names} "
+            f"The teacher has {teacher.classes} classes and the student {student.classes}, but {names} "
             "compares the two networks' logits class by class. Use a teacher trained on these classes, or an objective "
             "that reads features only, such as {ce: 1, pefd: 25}."
         )
     return objective
+
+
+# Methods that keep something for each image, or compare whole networks; a detector's rows are regions.
+_OF_IMAGES = ("crd", "mutual", "dgkd", "cid", "srrl", "afd")
+
+
+def _fits_the_task(recipe: Recipe, objective: Objective, setting: Setting) -> None:
+    """Refuse terms that read what a task's networks do not show.
+
+    Raises:
+        RecipeError: names the terms, and what to take.
+    """
+    needs, task = objective.needs, recipe.task
+    own = {name: method.needs for name, method in objective.methods.items()}
+    if task != "detection" and "losses" in needs.student:
+        raise RecipeError(f"task of the objective is for task=detection; with task={task} take ce or a margin.")
+    if task == "segmentation" and (idle := [name for name, need in own.items() if need.class_means]):
+        raise RecipeError(
+            f"{' and '.join(idle)} of the objective compares embeddings with class means, and in segmentation an image "
+            "has no one class. Take terms of pixels (kd, dkd, dist) or of maps (pefd_maps, at, reviewkd)."
+        )
+    if task != "detection":
+        return
+    if images := [name for name in own if name in _OF_IMAGES]:
+        raise RecipeError(
+            f"{' and '.join(images)} of the objective is for whole images; a detector's rows are regions."
+        )
+    rows = [name for name, need in own.items() if (need.student | need.teacher) & {"logits", "embedding"}]
+    dense = [
+        who for who, spec in (("student", setting.student), ("teacher", setting.teacher)) if spec and not spec.classes
+    ]
+    if rows and dense:
+        raise RecipeError(
+            f"{' and '.join(rows)} of the objective reads regions, and the {' and the '.join(dense)} looks at none: "
+            "RetinaNet and FCOS name every place of their pyramid. Take terms of the pyramid (pefd_maps, at, "
+            "reviewkd), or fasterrcnn for both."
+        )
 
 
 def student_card(recipe: Recipe, student: Tapped, data: DataFacts) -> NetworkCard:
@@ -202,9 +254,9 @@ def student_card(recipe: Recipe, student: Tapped, data: DataFacts) -> NetworkCar
         card = read_card(Path(config.weights))
         model, args, taps = card.model, card.args, card.taps
     return NetworkCard(
-        model=str(model), args=dict(args), num_classes=student.spec.classes,
+        model=str(model), args=dict(args), num_classes=student.classes,
         classes=data.classes or None,
-        mean=data.mean, std=data.std, input_size=(3, data.size, data.size), taps=taps,
+        mean=data.mean, std=data.std, input_size=data.input_size, taps=taps,
     )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """What ``result.json`` says of a finished run."""
 
 import hashlib
+import math
 import resource
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 from potstill.config import Recipe
+from potstill.headline import headline_of
 from potstill.networks.card import read_card
 from potstill.plain_json import to_json
 from potstill.procedures.data import Data
@@ -67,19 +69,22 @@ def outcome(
 
 
 def best_epoch(history: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The epoch of the highest top-1 accuracy, the first of equals; None where none was measured.
+    """The epoch of the highest headline value, the first of equals; None where none was measured.
 
     It is chosen by the images that it is measured on, so it is no unseen result.
 
     Example:
         >>> best_epoch([{"epoch": 1}, {"epoch": 2, "top1": 70.0}, {"epoch": 3, "top1": 70.0}])
         {'epoch': 2, 'top1': 70.0}
+        >>> best_epoch([{"epoch": 1, "ap": 31.0, "ap50": 60.0}, {"epoch": 2, "ap": 30.0, "ap50": 62.0}])
+        {'epoch': 1, 'ap': 31.0}
     """
-    judged = [row for row in history if "top1" in row]
+    key = headline_of(history).key
+    judged = [row for row in history if math.isfinite(row.get(key, math.nan))]
     if not judged:
         return None
-    best = max(judged, key=lambda row: row["top1"])  # the first of equals
-    return {"epoch": best["epoch"], "top1": best["top1"]}
+    best = max(judged, key=lambda row: row[key])  # the first of equals
+    return {"epoch": best["epoch"], key: best[key]}
 
 
 def peak_memory(processes: Processes) -> int:

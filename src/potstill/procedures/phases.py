@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from potstill.config import Recipe
 from potstill.errors import RecipeError
@@ -9,6 +10,7 @@ from potstill.methods.base import Setting
 from potstill.methods.fitnets import FitNets
 from potstill.methods.objective import Objective
 from potstill.methods.pretraining import Pretraining, pretrained_methods
+from potstill.networks.detection.tapped import TappedDetector
 from potstill.networks.stages import stage_parameters
 from potstill.networks.tap import Tapped
 
@@ -83,32 +85,54 @@ def stagewise(recipe: Recipe, student: Tapped, setting: Setting, build: Callable
     Source: arXiv 1812.01819; the stages, the epochs of each and the adapters are ours, as no code and no settings are
     published.
     """
-    ours, theirs = student.spec.maps, setting.teacher.maps if setting.teacher else ()
-    if not ours or len(ours) != len(theirs):
-        raise RecipeError(
-            f"procedure.name=stagewise pairs the networks' stages one by one, but the student shows {len(ours)} maps "
-            f"and the teacher {len(theirs)}. Name as many layers in student.taps.maps and teacher.taps.maps; "
-            "`potstill taps` lists them and proposes pairs."
-        )
-    config = recipe.procedure
+    config, targets = recipe.procedure, stage_targets(student, setting)
     *stages, head = stage_parameters(student)
     groups = [[k] for k in range(len(stages))]
-    if not config.stem and len(groups) > 1:
+    if not config.stem and len(groups) > 1 and not isinstance(student, TappedDetector):
         groups[:2] = [[0, 1]]
+    if config.stem and isinstance(student, TappedDetector):
+        raise RecipeError("procedure.stem=true cannot be: a detector's backbone shows its stem with the first stage.")
     epochs = stage_epochs(recipe, len(groups))
     phases = []
     for number, (group, length) in enumerate(zip(groups, epochs, strict=True), start=1):
-        objective = Objective(setting, {"mimic": {"weight": 1.0, "stage": group[-1], "adapter": config.adapter}})
+        objective = Objective(setting, {"mimic": {"weight": 1.0, "adapter": config.adapter, **targets[group[-1]]}})
         trains = frozenset(name for k in group for name in stages[k])
         phases.append(Phase(f"stage {number}", objective, length, trains, judged=False))
     rest, last = recipe.epochs - sum(epochs), build(recipe)
-    idle = [name for name, method in last.methods.items() if "logits" not in method.needs.student]
+    idle = [name for name, method in last.methods.items() if not method.needs.student & {"logits", "losses"}]
     if idle and not config.finetune:
         raise RecipeError(
             f"{' and '.join(idle)} of the objective would train nothing: in the last phase of procedure.name=stagewise "
             "only the head trains, and they do not read the logits. Take them out, or set procedure.finetune=true."
         )
     return [*phases, Phase("head", last, rest, None if config.finetune else frozenset(head))]
+
+
+def stage_targets(student: Tapped, setting: Setting) -> list[dict[str, Any]]:
+    """What ``mimic`` is told of each stage: the end that it compares; of a detector's pyramid, all levels at once.
+
+    Raises:
+        RecipeError: for networks that do not have as many.
+    """
+    teacher = setting.teacher
+    fields = ("blocks", "maps") if isinstance(student, TappedDetector) else ("maps",)
+    for field in fields:
+        ours, theirs = getattr(student.spec, field), getattr(teacher, field) if teacher else ()
+        if not ours or len(ours) != len(theirs):
+            what = {"blocks": "stages", "maps": "levels of a pyramid"}[field] if len(fields) > 1 else "maps"
+            way = "Take detectors of one kind."
+            if len(fields) == 1:
+                way = (
+                    "Name as many layers in student.taps.maps and teacher.taps.maps; `potstill taps` lists them and "
+                    "proposes pairs."
+                )
+            raise RecipeError(
+                f"procedure.name=stagewise pairs the networks' stages one by one, but the student shows {len(ours)} "
+                f"{what} and the teacher {len(theirs)}. {way}"
+            )
+    if len(fields) == 1:
+        return [{"stage": k} for k in range(len(student.spec.maps))]
+    return [*({"stage": k, "of": "blocks"} for k in range(len(student.spec.blocks))), {"stage": "all"}]
 
 
 def hinted(recipe: Recipe, student: Tapped, setting: Setting, build: Callable[[Recipe], Objective]) -> list[Phase]:

@@ -14,14 +14,13 @@ import torch
 
 from potstill.batch import Batch
 from potstill.config import NetworkConfig, Recipe
-from potstill.data.resident import ResidentLoader
-from potstill.data.streaming import StreamingLoader
 from potstill.errors import RunError
 from potstill.procedures.advice import STEP_PARTS, Advice, Exchange, StepTimes, advise, conclude, too_small
 from potstill.procedures.assistants import chain
 from potstill.procedures.candidates import taught_live, with_value
 from potstill.procedures.comparing import FEWEST
-from potstill.procedures.data import describe_data, open_split, prepare_data
+from potstill.procedures.data import AnyLoader, describe_data, prepare_data
+from potstill.procedures.opening import open_split
 from potstill.procedures.prepared import prepare_teaching
 from potstill.procedures.rehearsal import Continued, Rehearsal, Round
 from potstill.procedures.run import resolve_with
@@ -119,7 +118,7 @@ def profile(
         raise RunError(f"{steps} steps are too few to tell a time from its noise; give {FEWEST} or more.")
     if not (math.isfinite(seconds) and seconds >= 0):
         raise RunError(f"{seconds} seconds are no time to measure in; give 0 (the fewest rounds) or more, such as 60.")
-    split = open_split(recipe.data)
+    split = open_split(recipe)
     part, notes = _one_network(resolve_with(recipe, split, processes))
     graphed, part = part.graph is True, with_value(part, "graph", False)
     if graphed:
@@ -242,7 +241,7 @@ def _step_times(rounds: list[Round], kept: list[Round], stored: bool, device: to
 class _FewSteps:
     """The first steps of an evaluation's loader, which stand for all."""
 
-    def __init__(self, loader: ResidentLoader | StreamingLoader) -> None:
+    def __init__(self, loader: AnyLoader) -> None:
         self.loader, self.labels = loader, loader.labels
         self.steps = min(_JUDGED, loader.steps)
 

@@ -11,15 +11,16 @@ from typing import Any
 from potstill.config import ProcedureConfig, Recipe, StoreConfig
 from potstill.data.source import Split
 from potstill.errors import RecipeError, RunError
-from potstill.methods.objective import default_objective
 from potstill.procedures.assistants import chain
-from potstill.procedures.data import Data, DataFacts, describe_data, open_split, prepare_data, resolve_data
+from potstill.procedures.data import Data, DataFacts, describe_data, prepare_data
 from potstill.procedures.identity import begun_with, run_name
 from potstill.procedures.networks import build_teacher
+from potstill.procedures.opening import open_split, resolve_data
 from potstill.procedures.prepared import Prepared, prepare_teaching, shared
 from potstill.procedures.single import SingleRun
 from potstill.procedures.speed import resolve_speed
 from potstill.procedures.students import students_of
+from potstill.procedures.tasks import terms_of, untaught
 from potstill.procedures.together import side_by_side
 from potstill.training.distributed import Processes, choose_device
 from potstill.training.folder import RunFolder
@@ -63,7 +64,7 @@ def distill(
     Raises:
         PotstillError: for whatever a user can mend; nothing half-written stays behind.
     """
-    split = open_split(recipe.data)
+    split = open_split(recipe)
     recipe = _with_objective(recipe)
     folder = RunFolder(recipe.run or "runs/" + run_name(recipe))
     recipe = _resolved(recipe, split, processes, begun_with(folder))
@@ -133,7 +134,7 @@ def _anything_begun(folder: RunFolder, recipe: Recipe) -> bool:
 
 def resolve(recipe: Recipe) -> Recipe:
     """The recipe with everything that was left to "auto" said. Looks at the data, decodes none of them."""
-    return resolve_with(recipe, open_split(recipe.data), Processes(choose_device(recipe.device)))
+    return resolve_with(recipe, open_split(recipe), Processes(choose_device(recipe.device)))
 
 
 def resolve_with(recipe: Recipe, split: Split, processes: Processes) -> Recipe:
@@ -143,11 +144,11 @@ def resolve_with(recipe: Recipe, split: Split, processes: Processes) -> Recipe:
 
 def _with_objective(recipe: Recipe) -> Recipe:
     taught = recipe.teacher is not None and recipe.procedure.name == "joint"
-    return recipe.model_copy(update={"objective": dict(recipe.objective) or default_objective(taught)})
+    return recipe.model_copy(update={"objective": dict(recipe.objective) or terms_of(recipe.task, taught)})
 
 
 def _resolved(recipe: Recipe, split: Split, processes: Processes, begun: Mapping[str, Any] | None = None) -> Recipe:
-    data = resolve_data(recipe.data, split.train)
+    data = resolve_data(recipe, split.train)
     stored = recipe.teacher is not None and recipe.teacher.store is not None
     seeds = {
         "order_seed": recipe.seed if data.order_seed is None else data.order_seed,
@@ -161,13 +162,11 @@ def _alone(recipe: Recipe, facts: DataFacts) -> Recipe:
     """The control: the same student, data and schedule, on labels alone."""
     if not facts.labelled or recipe.teacher is None:
         raise RecipeError("control=true trains the student on labels without a teacher; it needs labels and a teacher.")
-    ce = recipe.objective.get("ce")
-    term: Any = {**ce, "weight": 1.0} if isinstance(ce, dict) else 1.0  # with the objective's own label smoothing
     return recipe.model_copy(
         update={
             "teacher": None,
             "store": StoreConfig(),
-            "objective": {"ce": term},
+            "objective": untaught(recipe),  # with the objective's own label smoothing
             "control": False,
             "procedure": ProcedureConfig(),
         }

@@ -12,6 +12,7 @@ import torch
 
 from potstill.analysis.cost import measure_cost
 from potstill.config import Recipe
+from potstill.headline import is_accuracy
 from potstill.methods.base import Known, Needs
 from potstill.methods.pretraining import opened
 from potstill.networks.card import WEIGHTS_FILE
@@ -20,22 +21,20 @@ from potstill.networks.ship import ship_student
 from potstill.networks.teacher import Teacher
 from potstill.procedures.class_means import keep_class_means
 from potstill.procedures.data import Data, DataFacts, all_skipped
+from potstill.procedures.ending import look_again
 from potstill.procedures.identity import must_be_the_same, recipe_with_head
-from potstill.procedures.judging import Judge, taught_of, teacher_row
 from potstill.procedures.networks import (
     build_objective,
     build_setting,
     build_student,
     build_teacher,
-    class_names,
     student_card,
 )
 from potstill.procedures.outcome import now, outcome, peak_memory
 from potstill.procedures.phases import Phase, plan_phases
-from potstill.procedures.predicting import predict
 from potstill.procedures.prepared import Prepared
-from potstill.procedures.speed import autocast_of
 from potstill.procedures.stored import find_store
+from potstill.procedures.tasks import judge_of, must_fit, step_of
 from potstill.training.checkpoints import Checkpoints
 from potstill.training.distributed import Processes
 from potstill.training.ema import WeightAverage
@@ -46,7 +45,6 @@ from potstill.training.optimizers import make_optimizer
 from potstill.training.reporting import Reporter
 from potstill.training.schedules import Schedule
 from potstill.training.settings import Settings
-from potstill.training.step import TrainingStep
 
 __all__ = ["SingleRun"]
 
@@ -78,6 +76,7 @@ class SingleRun:
         self.recipe, self.facts, self.folder, self.processes = recipe, facts, folder, processes
         self.teacher = (teacher or build_teacher(recipe, facts, processes)) if recipe.teacher else None
         self.student = build_student(recipe, facts, self.teacher)
+        must_fit(recipe, self.student)
         torch.manual_seed(recipe.seed)  # the projectors' draws do not depend on how many the student took
         setting = build_setting(recipe, self.student, self.teacher, facts, processes)
         self.phases = plan_phases(recipe, self.student, setting, lambda part: build_objective(part, setting, facts))
@@ -162,15 +161,12 @@ class SingleRun:
         """One phase, from the state that the one before it left."""
         for name, parameter in self.student.network.named_parameters():
             parameter.requires_grad_(name in self.trainable and (phase.trains is None or name in phase.trains))
-        recipe, autocast, data = self.recipe, autocast_of(self.recipe), prepared.data
+        recipe, data = self.recipe, prepared.data
         if recipe.compile and begin:
             torch.compiler.reset()  # phases train other parameters: few graphs are kept for one network
-        step = TrainingStep(
-            self.student, phase.objective, autocast=autocast, compiled=recipe.compile is True,
-            channels_last=recipe.channels_last, trains=phase.trains,
-        )  # fmt: skip
+        step = step_of(recipe, self.student, phase, self.teacher)
         judged = average.network if average else self.student
-        judge = Judge(judged, self.student.spec, self.teacher, data, self.processes, autocast, recipe.log.measures)
+        judge = judge_of(recipe, judged, self.student, self.teacher, data, self.processes)
         parameters = [self.student, phase.objective]
         optimizer = make_optimizer(parameters, **recipe.optimizer.model_dump(), recorded=recipe.graph is True)
         return Loop(
@@ -181,34 +177,34 @@ class SingleRun:
 
     def _finish(self, judged: Any, data: Data, loop: Loop) -> Rows:
         recipe, processes = self.recipe, self.processes
-        names = class_names(recipe.teacher.weights if recipe.teacher else None)
-        same_classes = names in (None, data.classes)
         loop.clock.start()
-        taught = taught_of(self.teacher, data)
-        predictions = predict(judged, data, taught, same_classes, processes, autocast_of(recipe))
+        ending = look_again(recipe, judged, self.teacher, data, processes)
         loop.clock.lap("evaluation")
         rows: Rows = {}
         if self.teacher is not None:
             self.teacher.verify()
-            rows["teacher"] = teacher_row(self.teacher, data, processes, same_classes)
+            rows["teacher"] = ending.teacher
         skipped = all_skipped(processes.gathered(data.skipped))
         memory = peak_memory(processes)
-        rows["student"] = {name: value for name, value in loop.history[-1].items() if name.startswith(("top", "val_"))}
+        rows["student"] = {name: value for name, value in loop.history[-1].items() if _judged(name)}
 
         def ship() -> None:
             shown = judged.first if isinstance(judged, Peers) else judged
             ship_student(self.folder.path, shown, student_card(recipe, self.student, data))
-            cost = measure_cost(shown, (3, data.size, data.size), weights=self.folder.path / WEIGHTS_FILE)
+            cost = measure_cost(shown, data.input_size, weights=self.folder.path / WEIGHTS_FILE)
             rows["student"] |= asdict(cost)
-            if predictions is not None:
-                predictions.write(self.folder.path)
+            ending.write(self.folder.path)
             ended = outcome(
                 rows, recipe, data, loop, skipped, teacher=self.identity["teacher"], begun=self.begun, memory=memory
             )
-            self.folder.write_result(ended)
+            self.folder.write_result({**ended, **ending.result})
 
         processes.on_main(ship)
         return rows
+
+
+def _judged(name: str) -> bool:
+    return is_accuracy(name) or name.startswith("val_")
 
 
 def _memory(recipe: Recipe) -> torch.memory_format:

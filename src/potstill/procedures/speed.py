@@ -45,6 +45,10 @@ def resolve_speed(recipe: Recipe, processes: Processes, images: int, begun: Mapp
     if graph and hindrances:
         since = ", as which the run has begun," if begun.get("graph") else ""
         raise RecipeError(f"graph=true{since} cannot be: {'; '.join(hindrances)}. Leave it out, or change that.")
+    if compiled is True and recipe.task == "detection":
+        raise RecipeError("compile=true cannot be with task=detection: a detector's lists change their lengths.")
+    if recipe.task == "detection":
+        compiled = False
     if compiled == "auto":
         steps = recipe.epochs * -(-images // recipe.batch_size)
         compiled = begun.get("compile", device.type == "cuda" and steps >= _STEPS_WORTH_COMPILING)

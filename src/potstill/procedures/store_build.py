@@ -18,8 +18,9 @@ from potstill.errors import RecipeError
 from potstill.methods.base import Needs
 from potstill.methods.registry import find_method
 from potstill.networks.teacher import Teacher
-from potstill.procedures.data import Data, describe_data, open_split, prepare_data
+from potstill.procedures.data import Data, by_request, describe_data, prepare_data
 from potstill.procedures.networks import build_teacher
+from potstill.procedures.opening import open_split
 from potstill.procedures.run import resolve_with
 from potstill.procedures.stored import check_rows, chosen, make_store, on_demand, open_stored
 from potstill.procedures.students import students_of
@@ -111,7 +112,7 @@ def _prepared(recipe: Recipe, processes: Processes) -> tuple[Teacher, Needs, Dat
     if recipe.teacher is None or recipe.teacher.store is None:
         missing = "a teacher and the store's folder, teacher.weights=RUN" if recipe.teacher is None else "its folder,"
         raise RecipeError(f"There is no store to build: name {missing} teacher.store=FOLDER.")
-    split = open_split(recipe.data)
+    split = open_split(recipe)
     recipe = resolve_with(recipe, split, processes)
     facts = describe_data(recipe, split)
     teacher = build_teacher(recipe, facts, processes)
@@ -144,7 +145,7 @@ def _fill(
     computed, committed = 0, time.perf_counter()
     total = store.samples * store.views
     done = len(store)
-    for batches in data.train.requested(_requests(store, processes)):
+    for batches in by_request(data.train).requested(_requests(store, processes)):
         for batch in batches:
             missing = ~store.has(batch.index, batch.view)
             found = teacher.features(batch, **on_demand(store.layout.taps))

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from potstill.errors import RecipeError, RunError
 from potstill.methods.base import Needs
 from potstill.networks.features import ON_DEMAND, Features
 from potstill.networks.teacher import Teacher
-from potstill.procedures.data import Data
+from potstill.procedures.data import Data, by_request
 from potstill.procedures.store_key import store_key, taps_to_keep, views_of
 from potstill.store import Layout, Store, store_size
 from potstill.store.fields import TAPS, named
@@ -176,7 +177,7 @@ def make_store(recipe: Recipe, teacher: Teacher, needs: Needs, data: Data) -> St
         return Store.create(path, replace(key, dtype=dtype, top_k=top), there.layout, views)
     taps = taps_to_keep(recipe, needs)
     key = store_key(recipe, teacher, data, taps)
-    (batch,) = next(iter(data.train.requested([(torch.tensor([0]), [0])])))
+    (batch,) = next(iter(by_request(data.train).requested([(torch.tensor([0]), [0])])))
     layout = Layout.of(teacher.features(batch, **on_demand(taps)), taps, key.dtype, key.top_k)
     log.info(store_size(layout, data.samples, views).sentence())
     return Store.create(path, key, layout, views)
@@ -198,7 +199,7 @@ def check_rows(store: Store, teacher: Teacher, data: Data) -> int:
         index = torch.randperm(store.samples, generator=generator)[:_CHECKED]
         if (index := index[store.has(index, view)]).numel():
             requests.append((index, [view]))
-    for batches in data.train.requested(requests):
+    for batches in by_request(data.train).requested(requests):
         for batch in batches:
             live = layout.unpack(layout.pack(teacher.features(batch, **on_demand(layout.taps))))
             kept = store.read(batch.index, batch.view)
@@ -232,10 +233,10 @@ def on_demand(taps: Collection[str]) -> dict[str, bool]:
 
 def chosen(features: Features, rows: Tensor) -> Features:
     """Some samples' features."""
-    return Features(
-        features.logits[rows], features.embedding[rows],
-        *(tuple(one[rows] for one in getattr(features, name)) for name in _ROWS_OF_TENSORS),
-    )  # fmt: skip
+    others: dict[str, Any] = {
+        name: tuple(one[rows] for one in getattr(features, name)) for name in _ROWS_OF_TENSORS
+    }  # fmt: skip
+    return Features(features.logits[rows], features.embedding[rows], **others)
 
 
 def laid_over(below: Features, above: Features, rows: Tensor) -> Features:

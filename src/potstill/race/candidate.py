@@ -8,6 +8,7 @@ import torch
 
 from potstill.config import Recipe
 from potstill.errors import RecipeError, RunError
+from potstill.headline import HEADLINES
 from potstill.networks.peers import Peers
 from potstill.networks.tap import Tapped
 from potstill.networks.teacher import Teacher
@@ -68,7 +69,7 @@ class Candidate:
         return student.first if isinstance(student, Peers) else student
 
     def train(self, epoch: int, data: Callable[[], Data], interrupt: Interrupt, reporter: MakeReporter) -> float:
-        """Train on to an epoch, or find it reached; top-1 accuracy there, in percent.
+        """Train on to an epoch, or find it reached; the headline's value there, in percent.
 
         Args:
             epoch: of the recipe's.
@@ -97,7 +98,7 @@ class Candidate:
         return found[epoch]
 
     def accuracies(self) -> dict[int, float]:
-        """Top-1 accuracy in percent by epoch, as far as the run could go on from there. All processes must ask."""
+        """The headline's value in percent by epoch, as far as the run could go on from there. All must ask."""
         found: dict[int, float] = self.processes.gathered(self.processes.on_main(self._accuracies))[0]
         return found
 
@@ -148,15 +149,16 @@ class Candidate:
         path, newest = self.folder.path / "metrics.csv", Checkpoints(self.folder.checkpoints).newest()
         if not path.exists() or (newest is None and self.folder.result() is None):
             return {}
+        key = HEADLINES[self.recipe.task].key
         saved = int(newest.stem.rpartition("-")[2]) if newest and self.folder.result() is None else None
         try:
             with open(path, newline="", encoding="utf-8") as file:
-                rows = [(int(row["epoch"]), int(row["step"]), row.get("top1")) for row in csv.DictReader(file)]
+                rows = [(int(row["epoch"]), int(row["step"]), row.get(key)) for row in csv.DictReader(file)]
             # A row is written before its checkpoint: without that, the epoch is trained again.
             return {
-                epoch - self.before: float(top1)
-                for epoch, step, top1 in rows
-                if top1 and (saved is None or step <= saved)
+                epoch - self.before: float(value)
+                for epoch, step, value in rows
+                if value and (saved is None or step <= saved)
             }
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise RunError(

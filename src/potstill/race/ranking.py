@@ -22,7 +22,7 @@ class Standing:
         model: of its network.
         methods: of its objective.
         cost: of its network; equal for equal networks.
-        accuracies: top-1 in percent at each rung that it reached, by epoch.
+        accuracies: the headline's value in percent at each rung that it reached, by epoch.
         finished: whether it was trained to the end.
         failed: why it could not go on; None where it could.
         front: costs, of ``latency`` and ``size``, for which no other candidate is better; see :func:`ranked`.
@@ -44,7 +44,7 @@ class Standing:
         return max(self.accuracies, default=0)
 
     @property
-    def top1(self) -> float | None:
+    def accuracy(self) -> float | None:
         """Its accuracy there."""
         return self.accuracies.get(self.epoch)
 
@@ -64,7 +64,9 @@ def ranked(standings: Sequence[Standing]) -> list[Standing]:
         >>> [(one.name, one.front) for one in ranked([a, b, c])]
         [('b', ('latency', 'size')), ('c', ()), ('a', ('latency', 'size'))]
     """
-    order = sorted(standings, key=lambda one: (one.failed is not None, -one.epoch, -(one.top1 or 0.0), one.cost.macs))
+    order = sorted(
+        standings, key=lambda one: (one.failed is not None, -one.epoch, -(one.accuracy or 0.0), one.cost.macs)
+    )
     return [
         replace(one, front=tuple(name for name, field in COSTS.items() if _on_front(one, order, field)))
         for one in order

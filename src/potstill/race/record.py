@@ -9,22 +9,27 @@ from typing import Any
 from potstill.analysis.cost import Cost
 from potstill.errors import RunError
 from potstill.files import write_whole
+from potstill.headline import Headline
 from potstill.plain_json import to_json
-from potstill.race.ranking import Standing, close_calls
+from potstill.race.ranking import CloseCall, Standing, close_calls
 
 __all__ = ["RECORD", "known_costs", "write_record"]
 
 RECORD = "race.json"
 
 _NOTE = (
-    "The candidates were chosen by their accuracy on the validation images, so the best one's accuracy there is "
+    "The candidates were chosen by their {accuracy} on the validation images, so the best one's {accuracy} there is "
     "optimistic. Judge it by images that had no part in the race."
+)
+_NOT_CLOSE = (
+    " How far {accuracy} goes by chance, one run does not tell, so no decision is called close here; other seeds of "
+    "the first ones would show it."
 )
 
 
 def write_record(
     folder: Path, standings: Sequence[Standing], plan: Sequence[tuple[int, int]], epochs: Mapping[str, int], *,
-    images: int, finished: bool, machine: Mapping[str, Any], costs: Mapping[str, Cost],
+    headline: Headline, images: int, finished: bool, machine: Mapping[str, Any], costs: Mapping[str, Cost],
     teacher: Mapping[str, Any] | None,
 ) -> dict[str, Any]:  # fmt: skip
     """Write the file, whole; return what is in it.
@@ -34,6 +39,7 @@ def write_record(
         standings: ranked.
         plan: the epoch of each rung, and how many candidates train to it.
         epochs: ``spent`` so far, and ``full``, those of all candidates trained to the end.
+        headline: what the candidates are judged by; its key is that of their accuracies in the file.
         images: how many the candidates are judged by.
         finished: whether the race is over.
         machine: where the costs were measured.
@@ -42,8 +48,11 @@ def write_record(
     """
     rungs = []
     for epoch, count in plan:
-        top1 = {one.name: one.accuracies[epoch] for one in standings if epoch in one.accuracies}
-        rungs.append({"epoch": epoch, "planned": count, "top1": top1})
+        reached = {one.name: one.accuracies[epoch] for one in standings if epoch in one.accuracies}
+        rungs.append({"epoch": epoch, "planned": count, headline.key: reached})
+    close: list[CloseCall] = []
+    if finished and headline.proportion:
+        close = close_calls(standings, [epoch for epoch, _ in plan], images)
     record = {
         "finished": finished,
         "winner": standings[0].name if finished and standings[0].finished else None,
@@ -52,20 +61,26 @@ def write_record(
         "candidates": [
             {
                 "rank": rank, "name": one.name, "folder": one.folder, "network": one.model, "methods": one.methods,
-                "epoch": one.epoch, "finished": one.finished, "failed": one.failed, "top1": one.top1,
+                "epoch": one.epoch, "finished": one.finished, "failed": one.failed,
+                headline.key: one.accuracy,
                 "front": one.front, **asdict(one.cost),
             }
             for rank, one in enumerate(standings, start=1)
         ],
         "teacher": teacher,
         "images": images,
-        "close": [asdict(c) for c in close_calls(standings, [e for e, _ in plan], images)] if finished else [],
-        "note": _NOTE,
+        "close": [asdict(call) for call in close],
+        "note": _note(headline),
         "machine": dict(machine),
         "costs": {network: asdict(cost) for network, cost in costs.items()},
     }  # fmt: skip
     write_whole(folder / RECORD, to_json(record, indent=2) + "\n")
     return record
+
+
+def _note(headline: Headline) -> str:
+    said = _NOTE.format(accuracy=headline.noun)
+    return said if headline.proportion else said + _NOT_CLOSE.format(accuracy=headline.noun)
 
 
 def known_costs(folder: Path, machine: Mapping[str, Any]) -> dict[str, Cost]:

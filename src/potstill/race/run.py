@@ -14,9 +14,11 @@ import yaml
 from potstill.analysis.cost import Cost, measure_cost
 from potstill.config import Recipe
 from potstill.errors import DataError, RecipeError, RunError
-from potstill.procedures.data import Data, describe_data, open_split, prepare_data
+from potstill.headline import HEADLINES
+from potstill.procedures.data import Data, describe_data, prepare_data
 from potstill.procedures.identity import versions
 from potstill.procedures.networks import build_teacher
+from potstill.procedures.opening import open_split
 from potstill.procedures.run import resolve_with
 from potstill.procedures.students import students_of
 from potstill.race.candidate import Candidate, Dropped
@@ -35,6 +37,9 @@ __all__ = ["RACE_FILE", "Watcher", "run_race"]
 log = logging.getLogger(__name__)
 
 RACE_FILE = "race.yaml"
+
+_KEPT = ("logits", "embedding")  # of the teacher, in a store that nobody asked for
+_ONE_ROW_AN_IMAGE = ("classification", "faces")  # tasks whose teacher says one thing of an image, as a store keeps it
 
 _TIE = 1e-6  # points of accuracy that the cheapest candidate has before another of the same accuracy
 
@@ -96,7 +101,7 @@ class _Course:
 
     def _prepare(self) -> None:
         """Everything that can be wrong with a candidate is found here, before the folder is touched."""
-        split = open_split(self.recipe.data)
+        split = open_split(self.recipe)
         asked, recipe = self.recipe, resolve_with(self.recipe, split, self.processes)
         facts = describe_data(recipe, split)
         if not facts.labelled or not facts.found[1]:
@@ -172,15 +177,15 @@ class _Course:
         if name in self.failed:
             return FAILED
         try:
-            top1 = self.candidates[name].train(epoch, self.data, self.interrupt, self.watcher.reporter)
+            accuracy = self.candidates[name].train(epoch, self.data, self.interrupt, self.watcher.reporter)
         except Dropped as error:
             self.failed[name] = str(error)
             log.warning("%s is out: %s", name, error)
             self._tell()
             return FAILED
-        self.reached.setdefault(name, {})[epoch] = top1
+        self.reached.setdefault(name, {})[epoch] = accuracy
         self._tell()
-        return top1 + self.ahead[name]
+        return accuracy + self.ahead[name]
 
     def _tell(self) -> dict[str, Any]:
         """Write ``race.json``, and tell the watcher."""
@@ -194,7 +199,8 @@ class _Course:
         record = self.processes.on_main(
             lambda: write_record(
                 self.folder, standings, self.plan, {"spent": sum(spent.values()), "full": sum(total.values())},
-                images=self.images, finished=self.finished, machine=self.machine, costs=self.costs, teacher=teacher,
+                headline=HEADLINES[self.recipe.task], images=self.images, finished=self.finished,
+                machine=self.machine, costs=self.costs, teacher=teacher,
             )
         )  # fmt: skip
         return dict(self.processes.gathered(record)[0])
@@ -224,10 +230,11 @@ def _shared(race: Race, folder: Path) -> Recipe:
             raise RecipeError(f"race.store=true, and teacher.store={teacher.store} names a store already; say one.")
         return recipe
     mixes = bool(recipe.data.mixup or recipe.data.cutmix)
-    if wanted is None and (mixes or not any({"logits", "embedding"} & entry.reads for entry in race.entries)):
+    one_row = recipe.task in _ONE_ROW_AN_IMAGE
+    if wanted is None and (mixes or not one_row or not any(entry.reads.intersection(_KEPT) for entry in race.entries)):
         return recipe
     # What the store does not keep, such as maps, the live teacher is asked for by the candidates that read it.
-    store = recipe.store.model_copy(update={"fill": True, "live": True, "keep": ("logits", "embedding")})
+    store = recipe.store.model_copy(update={"fill": True, "live": True, "keep": _KEPT})
     taught = teacher.model_copy(update={"store": str(folder / STORE)})
     return recipe.model_copy(update={"teacher": taught, "store": store})
 

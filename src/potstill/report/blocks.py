@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 __all__ = [
-    "Block", "Card", "Cards", "Code", "Column", "Figure", "Fold", "Grid", "Note", "Page", "Part", "Section", "Table",
-    "Tabs", "Text",
+    "Block", "Card", "Cards", "Code", "Column", "Figure", "Fold", "Grid", "Mark", "Note", "Page", "Part", "Picture",
+    "Pictures", "Section", "Table", "Tabs", "Text", "View",
 ]  # fmt: skip
 
 
@@ -143,7 +143,90 @@ class Code:
     title: str = ""
 
 
-Block = Text | Note | Cards | Table | Figure | Grid | Tabs | Part | Fold | Code
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A box on a picture.
+
+    Attributes:
+        x: of its left side, like the others in units of the picture's width and height.
+        y: of its upper side.
+        width: above 0.
+        height: above 0.
+        colour: ``#rrggbb``.
+        name: what it is.
+        score: how sure the network is; None where that is not asked.
+    """
+
+    x: float
+    y: float
+    width: float
+    height: float
+    colour: str
+    name: str
+    score: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A picture with what one network finds in it, or what is there.
+
+    Attributes:
+        title: whose view it is.
+        label: what it shows, for those who do not see it.
+        marks: boxes.
+        mask: a picture that is laid over it, as a ``data:`` address; empty without one.
+    """
+
+    title: str
+    label: str
+    marks: Sequence[Mark] = ()
+    mask: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An image, and the views of it that stand beside each other.
+
+    Attributes:
+        name: of the image.
+        image: as a ``data:`` address.
+        width: that marks are measured in.
+        height: likewise.
+        views: of it.
+    """
+
+    name: str
+    image: str
+    width: float
+    height: float
+    views: Sequence[View]
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """Images with boxes from a score on, which a slider moves, or with masks, which it makes more or less clear.
+
+    Attributes:
+        slider: what it is called.
+        start: where it stands at first, from 0 to 1.
+        pictures: in order.
+        legend: names and their colours.
+        named: whether the names stand beside the boxes at first.
+    """
+
+    slider: str
+    start: float
+    pictures: Sequence[Picture]
+    legend: Sequence[tuple[str, str]]
+    named: bool = False
+
+    @property
+    def masks(self) -> bool:
+        """Whether the views have masks."""
+        return any(view.mask for picture in self.pictures for view in picture.views)
+
+
+Block = Text | Note | Cards | Table | Figure | Grid | Tabs | Part | Fold | Code | Pictures
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,13 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from potstill.quantities import bytes_of, scaled
 from potstill.report.blocks import Block, Column, Figure, Note, Section, Table, Tabs, Text
 from potstill.report.curves import losses_of, plot
 from potstill.report.figures import colour, cut, shown
-from potstill.report.numbers import between, bytes_of, duration, percent, points, scaled
-from potstill.report.reading import RunRecord, number
+from potstill.report.numbers import between, duration, percent, points
+from potstill.report.reading import RunRecord
+from potstill.report.run_files import number
 from potstill.report.statistics import Interval, mean_interval, paired_difference, two_sample_difference
 from potstill.report.verdict import against
 
@@ -61,8 +63,9 @@ def _identity(run: RunRecord) -> Any:
     return ((run.result or {}).get("data") or {}).get("identity")
 
 
-def _top1(run: RunRecord, name: str = "student") -> float | None:
-    return number(run.rows.get(name, {}), "top1")
+def _value(run: RunRecord, name: str = "student") -> float | None:
+    """The headline's value."""
+    return number(run.rows.get(name, {}), run.headline.key)
 
 
 def _called(runs: Sequence[RunRecord], names: Sequence[str], group: Sequence[int]) -> str:
@@ -71,8 +74,8 @@ def _called(runs: Sequence[RunRecord], names: Sequence[str], group: Sequence[int
 
 
 def _seeds(runs: Sequence[RunRecord], group: Sequence[int], name: str = "student") -> dict[Any, float]:
-    """The accuracies of a group's finished runs, by seed."""
-    found = {str(runs[i].seed): _top1(runs[i], name) for i in group if runs[i].result is not None}
+    """The headline's values of a group's finished runs, by seed."""
+    found = {str(runs[i].seed): _value(runs[i], name) for i in group if runs[i].result is not None}
     return {seed: value for seed, value in found.items() if value is not None}
 
 
@@ -84,7 +87,7 @@ def _gain(runs: Sequence[RunRecord], group: Sequence[int]) -> tuple[float, Inter
         found = mean_interval([ours[seed] - theirs[seed] for seed in both])
         return None if found is None else (found.value, found)
     compared = [c for i in group if (c := against(runs[i], "control")) is not None]
-    return (compared[0].interval.value, compared[0].interval) if len(compared) == 1 else None
+    return (compared[0].value, compared[0].interval) if len(compared) == 1 else None
 
 
 def _difference(runs: Sequence[RunRecord], group: Sequence[int], first: Sequence[int]) -> tuple[Interval, str] | None:
@@ -98,7 +101,8 @@ def _difference(runs: Sequence[RunRecord], group: Sequence[int], first: Sequence
     if welch is not None:
         return welch, "two sets of seeds (Welch)"
     one, other = (runs[part[0]].outputs for part in (group, first))
-    if len(group) == len(first) == 1 and one is not None and other is not None and one.same_images(other):
+    images = len(group) == len(first) == 1 and runs[group[0]].headline.proportion
+    if images and one is not None and other is not None and one.same_images(other):
         return paired_difference(one.student_right, other.student_right), "the same images, seeds not counted"
     return None
 
@@ -125,15 +129,18 @@ def _runs(runs: Sequence[RunRecord], names: Sequence[str]) -> Table:
         student, gain = run.rows["student"], against(run, "control")
         seconds = number(run.result or {}, "seconds")
         rows.append([
-            name, run.student, " + ".join(run.terms), "" if run.seed is None else str(run.seed), percent(_top1(run)),
-            points(gain.interval.value) if gain else "-", between(gain.interval) if gain else "-",
-            percent(_top1(run, "teacher")),
+            name, run.student, " + ".join(run.terms), "" if run.seed is None else str(run.seed), percent(_value(run)),
+            points(gain.value if gain else None), between(gain.interval if gain else None),
+            percent(_value(run, "teacher")),
             scaled(number(student, "parameters")),
             bytes_of(number(student, "bytes")), duration(seconds),
         ])  # fmt: skip
-    heads = ("Seed", "Top-1", "Against control", "95 % interval", "Teacher", "Parameters", "Size", "Time")
+    headline = runs[0].headline
+    reached = headline.head(headline.key)
+    heads = ("Seed", reached, "Against control", "95 % interval", "Teacher", "Parameters", "Size", "Time")
     columns = [Column("Run"), Column("Student"), Column("Objective"), *(Column(head, number=True) for head in heads)]
-    return Table("The runs; each interval is of one run's images, seeds not counted", columns, rows)
+    caption = "The runs; each interval is of one run's images, seeds not counted" if headline.proportion else "The runs"
+    return Table(caption, columns, rows)
 
 
 def _recipes(runs: Sequence[RunRecord], names: Sequence[str], groups: Sequence[Sequence[int]]) -> list[Block]:
@@ -150,9 +157,10 @@ def _recipes(runs: Sequence[RunRecord], names: Sequence[str], groups: Sequence[S
             between(mean, signed=False), points(gain[0]) if gain else "-", between(gain[1]) if gain else "-",
             points(gap[0].value) if gap else "-", between(gap[0]) if gap else "-", gap[1] if gap else "",
         ])  # fmt: skip
+    headline = runs[0].headline
     heads = (
         "Seeds",
-        "Top-1",
+        headline.head(headline.key),
         "95 % interval",
         "Against control",
         "95 % interval",
@@ -168,7 +176,7 @@ def _accuracies(runs: Sequence[RunRecord], names: Sequence[str], groups: Sequenc
     data: list[dict[str, Any]] = []
     ticks = [shown(cut(_called(runs, names, group), 26)) for group in groups]
     for place, group in enumerate(groups):
-        values = [(names[i], value) for i in group if (value := _top1(runs[i])) is not None]
+        values = [(names[i], value) for i in group if (value := _value(runs[i])) is not None]
         if not values:
             continue
         data.append({
@@ -188,9 +196,10 @@ def _accuracies(runs: Sequence[RunRecord], names: Sequence[str], groups: Sequenc
         return None
     axis = {"tickmode": "array", "tickvals": list(range(len(ticks))), "ticktext": ticks, "showgrid": False,
             "range": [len(ticks) - 0.5, -0.5], "zeroline": False, "fixedrange": True}  # fmt: skip
-    said = ", ".join(f"{name} {percent(_top1(run))}" for name, run in zip(names, runs, strict=True))
+    headline = runs[0].headline
+    said = ", ".join(f"{name} {percent(_value(run))}" for name, run in zip(names, runs, strict=True))
     return Figure(
-        "Top-1 accuracy of each run", f"Top-1 accuracies: {said}.", data,
+        f"{headline.long} of each run", f"{headline.many}: {said}.", data,
         {"yaxis": axis, "xaxis": {"ticksuffix": " %"}, "hovermode": "closest", "showlegend": False},
         "A point is a run, a row a recipe; the line is the mean over its seeds with its 95 % interval.",
         height=90 + 40 * len(ticks),
@@ -202,8 +211,14 @@ def _overlaid(runs: Sequence[RunRecord], names: Sequence[str]) -> Section:
     by_epoch = [(name, run.epochs, place) for place, (name, run) in enumerate(zip(names, runs, strict=True))]
     by_step = [(name, run.steps, place) for place, (name, run) in enumerate(zip(names, runs, strict=True))]
     terms = dict.fromkeys(term for run in runs for term in losses_of(run) if term != "total")
+    headline, rows = runs[0].headline, [row for run in runs for row in run.epochs]
+    further = [] if headline.proportion else headline.further(rows)
     wanted = [
-        ("Top-1 accuracy", plot("Top-1 accuracy", "top1", by_epoch, suffix=" %", height=380)),
+        (headline.long, plot(headline.long, headline.key, by_epoch, suffix=f" {headline.unit}", height=380)),
+        *(
+            (headline.head(key), plot(headline.title(key), key, by_epoch, suffix=f" {headline.unit}", height=380))
+            for key in further
+        ),
         ("Cross entropy", plot("Cross entropy on the validation images", "val_loss", by_epoch, height=380)),
         *((f"Loss {term}", plot(f"{term}, before its weight", term, by_step, x="step", height=380)) for term in terms),
         ("Direction alignment", plot("M_DA, lower is closer to the teacher", "val_m_da", by_epoch, height=380)),

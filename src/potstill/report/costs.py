@@ -1,9 +1,11 @@
 """Where a run's time and memory went."""
 
+from potstill.quantities import bytes_of
 from potstill.report.blocks import Block, Figure, Note, Section, Text
 from potstill.report.figures import colour
-from potstill.report.numbers import bytes_of, duration
-from potstill.report.reading import RunRecord, number
+from potstill.report.numbers import duration
+from potstill.report.reading import RunRecord
+from potstill.report.run_files import number
 from potstill.training.clock import PARTS
 
 __all__ = ["cost"]

@@ -5,7 +5,8 @@ from typing import Any
 
 from potstill.report.blocks import Block, Figure, Grid, Note, Section, Tabs, Text
 from potstill.report.figures import SERIES, colour, line, phases, rounded, shown, thinned
-from potstill.report.reading import RunRecord, number
+from potstill.report.reading import RunRecord
+from potstill.report.run_files import number
 
 __all__ = ["Curve", "curves", "losses_of", "measures", "plot"]
 
@@ -15,6 +16,9 @@ Curve = tuple[str, Rows, "str | int"]
 
 _EPOCH = {"xaxis": {"title": {"text": "epoch"}}}
 _STEP = {"xaxis": {"title": {"text": "step"}}}
+
+_NO_LOSS = {"step", "epoch", "phase", "lr", "total", "steps_per_second", "ms"}
+"""What else a step's row holds."""
 
 _MEASURES = (
     ("val_m_da", "Direction alignment, M_DA",
@@ -72,8 +76,14 @@ def plot(
 
 
 def losses_of(run: RunRecord) -> list[str]:
-    """The terms that the rows of a run have a loss of, and their sum."""
+    """The terms that the rows of a run have a loss of, and their sum.
+
+    Where networks have losses of their own, as detectors have, also what is in the steps' rows beside the terms.
+    """
     named = [*run.terms, "total"]
+    if not run.headline.proportion:
+        others = (key for row in run.steps for key in row if key not in _NO_LOSS and not key.startswith("share_"))
+        named[-1:-1] = [name for name in dict.fromkeys(others) if name not in named]
     return [name for name in named if any(name in row for row in [*run.steps, *run.epochs])]
 
 
@@ -83,7 +93,7 @@ def curves(run: RunRecord) -> Section:
     if not run.epochs and not run.steps:
         return Section("curves", "How it went", [Note(missing)])
     tabs = [
-        ("Accuracy", _accuracy(run)), ("Loss terms", _losses(run)), ("Gradient shares", _shares(run)),
+        (run.headline.subject, _accuracy(run)), ("Loss terms", _losses(run)), ("Gradient shares", _shares(run)),
         ("Learning rate", _rate(run)),
     ]  # fmt: skip
     return Section("curves", "How it went", [Tabs("Curves", tabs)])
@@ -97,12 +107,13 @@ def _pair(run: RunRecord, epochs: bool = True) -> list[Curve]:
 
 
 def _accuracy(run: RunRecord) -> list[Block]:
-    teacher, marks = run.rows.get("teacher", {}), phases(run.epochs)
+    teacher, marks, headline = run.rows.get("teacher", {}), phases(run.epochs), run.headline
     found = []
-    for key, title in (("top1", "Top-1 accuracy"), ("top5", "Top-5 accuracy")):
+    for key in (headline.key, *headline.further(run.epochs)):
         value = number(teacher, key)
         level = None if value is None else ("teacher", value)
-        found.append(plot(title, key, _pair(run), suffix=" %", level=level, marks=marks))
+        suffix = f" {headline.unit}"
+        found.append(plot(headline.title(key), key, _pair(run), suffix=suffix, level=level, marks=marks))
     found.append(plot("Cross entropy on the validation images", "val_loss", _pair(run), marks=marks))
     if not any(found):  # without labels, what is validated is the objective itself
         found = [plot(f"{name} on the validation images", f"val_{name}", _pair(run)) for name in [*run.terms, "total"]]

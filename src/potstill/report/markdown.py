@@ -2,7 +2,22 @@
 
 import re
 
-from potstill.report.blocks import Block, Cards, Code, Figure, Fold, Grid, Note, Page, Part, Table, Tabs, Text
+from potstill.report.blocks import (
+    Block,
+    Cards,
+    Code,
+    Figure,
+    Fold,
+    Grid,
+    Note,
+    Page,
+    Part,
+    Picture,
+    Pictures,
+    Table,
+    Tabs,
+    Text,
+)
 
 __all__ = ["render_markdown"]
 
@@ -48,12 +63,18 @@ def _lines(block: Block, level: int) -> list[str]:
         case Code(text, title):
             fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
             return [*([_plain(title), ""] if title else []), fence, *text.rstrip().splitlines(), fence, ""]
+        case Pictures():
+            return [*(f"* {_plain(_pictured(picture))}" for picture in block.pictures), ""]
         case Grid(blocks):
             return [line for inner in blocks for line in _lines(inner, level)]
         case Part(title, blocks) | Fold(title, blocks):
             return [f"{head} {_plain(title)}", "", *(line for inner in blocks for line in _lines(inner, level + 1))]
         case Tabs(_, tabs):
             return [line for title, blocks in tabs for line in _lines(Part(title, blocks), level)]
+
+
+def _pictured(picture: Picture) -> str:
+    return f"{picture.name}: {'; '.join(f'{view.title}: {view.label}' for view in picture.views)}"
 
 
 def _table(table: Table) -> list[str]:

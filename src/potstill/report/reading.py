@@ -1,27 +1,23 @@
 """A run's folder as a report reads it: every file checked, what is not there said, nothing written."""
 
 import contextlib
-import csv
 import fcntl
-import json
-import math
 import os
 import shlex
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from potstill.analysis.predictions import PREDICTIONS_FILE
 from potstill.errors import RunError
+from potstill.headline import Headline, headline_for, is_accuracy
 from potstill.report.outputs import Outputs, read_outputs
+from potstill.report.picture_files import Seen, read_pictures
+from potstill.report.roc import Roc, read_roc
+from potstill.report.run_files import Row, check_result, number, read_metrics, read_recipe, read_steps
 from potstill.training.folder import RunFolder
 
-__all__ = ["RunRecord", "number", "read_run"]
-
-Row = dict[str, Any]
+__all__ = ["RunRecord", "read_run"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +33,8 @@ class RunRecord:
         result: of a finished run, else None.
         outputs: of the student and the teacher on the validation images, where the run has kept them.
         control: the same student without the teacher, where the run has one.
+        pictures: what it has kept of what the networks find in some images; of detection and segmentation.
+        roc: its curves by network; of faces.
         running: whether a process is at work in the folder.
     """
 
@@ -48,6 +46,8 @@ class RunRecord:
     result: Row | None
     outputs: Outputs | None
     control: "RunRecord | None"
+    pictures: tuple[Seen, ...]
+    roc: dict[str, Roc]
     running: bool
 
     @property
@@ -62,9 +62,27 @@ class RunRecord:
         return {name: row for name, row in found.items() if row or name == "student"}
 
     @property
+    def headline(self) -> Headline:
+        """The value that it is judged by."""
+        return headline_for(self.recipe, [*((self.result or {}).get("rows") or {}).values(), *self.epochs])
+
+    @property
     def classes(self) -> list[str]:
         """The classes' names, in the order of their numbers; none of a run that is not finished."""
         return list(self.result.get("classes") or []) if self.result else []
+
+    @property
+    def per_class(self) -> dict[str, Row]:
+        """A value for each class by "student", "control", "teacher", of a task that measures one."""
+        own = dict((self.result or {}).get("per_class") or {})
+        theirs = self.control.per_class.get("student") if self.control else None
+        return own | ({"control": theirs} if theirs else {})
+
+    @property
+    def curves(self) -> dict[str, Roc]:
+        """The curves of ``roc``, with the control's own where it has one."""
+        theirs = self.control.roc.get("student") if self.control else None
+        return self.roc | ({"control": theirs} if theirs else {})
 
     @property
     def images(self) -> int | None:
@@ -137,20 +155,12 @@ class RunRecord:
 
     def _last_evaluation(self) -> Row:
         """What the last evaluation found, of a run that has no result yet."""
-        judged = [row for row in self.epochs if any(key.startswith(("top", "val_")) for key in row)]
-        return {key: value for key, value in judged[-1].items() if key.startswith(("top", "val_"))} if judged else {}
+        values = [{key: value for key, value in row.items() if _evaluated(key)} for row in self.epochs]
+        return next((found for found in reversed(values) if found), {})
 
 
-def number(row: Mapping[str, Any], name: str) -> float | None:
-    """A finite number of a row, or None where it has none by that name.
-
-    Example:
-        >>> number({"top1": 71}, "top1"), number({"top1": None}, "top1"), number({"top1": True}, "top1")
-        (71.0, None, None)
-    """
-    value = row.get(name)
-    real = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if real and value is not None else None
+def _evaluated(key: str) -> bool:
+    return is_accuracy(key) or key.startswith("val_")
 
 
 def network_name(section: Any) -> str:
@@ -183,14 +193,14 @@ def read_run(folder: str | Path) -> RunRecord:
 
 
 def _read(path: Path, control: RunRecord | None) -> RunRecord:
-    text, recipe = _recipe(path / "recipe.yaml")
+    text, recipe = read_recipe(path / "recipe.yaml")
     result = RunFolder(path).result()
     if result is not None:
-        _check_result(path / "result.json", result)
+        check_result(path / "result.json", result)
     return RunRecord(
-        path, recipe, text, _metrics(path / "metrics.csv"), _steps(path / "steps.jsonl"), result,
+        path, recipe, text, read_metrics(path / "metrics.csv"), read_steps(path / "steps.jsonl"), result,
         read_outputs(path / PREDICTIONS_FILE),
-        control, _is_running(path),
+        control, read_pictures(path, (result or {}).get("classes") or ()), read_roc(path), _is_running(path),
     )  # fmt: skip
 
 
@@ -202,86 +212,6 @@ def _why_no_run(path: Path) -> str:
     runs = sorted(shlex.quote(str(recipe.parent)) for recipe in path.glob("*/recipe.yaml"))
     below = f" There are runs in it: potstill report {' '.join(runs[:8])}" if runs else ""
     return f"{path} is no run's folder: it has no recipe.yaml.{below or ' Give the folder of a run.'}"
-
-
-def _recipe(path: Path) -> tuple[str, Row]:
-    text = _text(path)
-    try:
-        recipe = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RunError(f"{path} is damaged: it is no valid YAML ({' '.join(str(error).split())}).") from None
-    if not isinstance(recipe, dict):
-        raise RunError(f"{path} is damaged: it holds no recipe.")
-    return text, recipe
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise RunError(f"{path} cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError as error:
-        raise RunError(f"{path} is damaged: it is no UTF-8 text ({error.reason} at byte {error.start}).") from None
-
-
-def _metrics(path: Path) -> list[Row]:
-    if not path.is_file():
-        return []
-    rows: list[Row] = []
-    lines = csv.reader(_text(path).splitlines())
-    head = next(lines, [])
-    if "epoch" not in head:
-        raise RunError(f"{path} is damaged: its first line names no column epoch.")
-    for cells in lines:
-        if len(cells) != len(head):
-            raise RunError(f"{path} is damaged: row {len(rows) + 1} has {len(cells)} values, expected {len(head)}.")
-        row: Row = {}
-        for name, cell in zip(head, cells, strict=True):
-            if name == "phase":
-                row[name] = cell
-            elif cell:
-                try:
-                    value = float(cell)
-                except ValueError:
-                    raise RunError(
-                        f"{path} is damaged: {name} is {cell[:40]!r} in row {len(rows) + 1}, expected a number."
-                    ) from None
-                row[name] = value if math.isfinite(value) else None
-        if row.get("epoch") is None:
-            raise RunError(f"{path} is damaged: row {len(rows) + 1} has no epoch.")
-        rows.append(row)
-    return rows
-
-
-def _steps(path: Path) -> list[Row]:
-    if not path.is_file():
-        return []
-    rows = []
-    lines = _text(path).splitlines()
-    for count, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            if count == len(lines):
-                break  # the row that is being written, or that a kill cut short
-            raise RunError(f"{path} is damaged: line {count} is no valid JSON.") from None
-        if not isinstance(row, dict) or number(row, "step") is None:
-            raise RunError(f"{path} is damaged: line {count} is no row of a step.")
-        rows.append(row)
-    return rows
-
-
-def _check_result(path: Path, result: Row) -> None:
-    """Look at the parts of a result that the report goes through."""
-    kinds: Sequence[tuple[str, Callable[[Any], bool], str]] = (
-        ("classes", lambda v: isinstance(v, list) and all(isinstance(name, str) for name in v), "a list of names"),
-        ("times", lambda v: isinstance(v, dict), "seconds by name"),
-        ("data", lambda v: isinstance(v, dict), "facts of the data by name"),
-        ("versions", lambda v: isinstance(v, dict), "versions by name"),
-    )
-    for key, fits, expected in kinds:
-        if key in result and result[key] is not None and not fits(result[key]):
-            raise RunError(f"{path} is damaged: {key} is a {type(result[key]).__name__}, expected {expected}.")
 
 
 def _is_running(path: Path) -> bool:

@@ -4,16 +4,15 @@ import csv
 import io
 from collections.abc import Sequence
 
-from potstill.report.reading import RunRecord, number
+from potstill.report.reading import RunRecord
+from potstill.report.run_files import number
 from potstill.report.verdict import against
 
 __all__ = ["harmless", "render_csv"]
 
-_MEASURED = ("top1", "top5", "val_loss", "parameters", "macs", "latency_ms", "bytes")
-_COLUMNS = (
-    "run", "network", "model", "data", "objective", "seed", "epochs", "finished", *_MEASURED, "seconds",
-    "student_less_this", "low", "high",
-)  # fmt: skip
+_NAMES = ("run", "network", "model", "data", "objective", "seed", "epochs", "finished")
+_COSTS = ("val_loss", "parameters", "macs", "latency_ms", "bytes")
+_COMPARED = ("seconds", "student_less_this", "low", "high")
 
 
 def render_csv(runs: Sequence[RunRecord]) -> str:
@@ -23,12 +22,16 @@ def render_csv(runs: Sequence[RunRecord]) -> str:
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
+    rows = [row for run in runs for row in run.rows.values()]
+    headlines = dict.fromkeys(run.headline for run in runs)
+    measured = [*(key for one in headlines for key in (one.key, *one.further(rows))), *_COSTS]
+    writer.writerow([*_NAMES, *measured, *_COMPARED])
     for run in runs:
         for name, row in run.rows.items():
             model = run.teacher if name == "teacher" else run.student if name in ("student", "control") else ""
             found = against(run, name) if name in ("control", "teacher") else None
-            interval = [found.interval.value, found.interval.low, found.interval.high] if found else ["", "", ""]
+            ends = found.interval if found else None
+            interval = [found.value if found else "", *((ends.low, ends.high) if ends else ("", ""))]
             names = (
                 str(run.folder),
                 name,
@@ -40,7 +43,7 @@ def render_csv(runs: Sequence[RunRecord]) -> str:
             seconds = number(run.result or {}, "seconds") if name == "student" else None
             writer.writerow([
                 *(harmless(one) for one in names), len(run.epochs), "no" if run.result is None else "yes",
-                *(number(row, key) for key in _MEASURED), seconds, *interval,
+                *(number(row, key) for key in measured), seconds, *interval,
             ])  # fmt: skip
     return text.getvalue()
 

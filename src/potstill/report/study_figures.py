@@ -48,7 +48,7 @@ def accuracies(table: Table, entries: Sequence[Entry]) -> Figure | None:
     room = max(0.5, 0.35 * (high - low))
     said = "; ".join(f"{name} {percent(mean)}" for name, mean in zip(names, means, strict=True))
     return Figure(
-        "Accuracy after the last epoch", f"Top-1 accuracy, means over seeds: {said}.", data,
+        f"{table.headline.subject} after the last epoch", f"{table.headline.long}, means over seeds: {said}.", data,
         {
             "yaxis": names_axis(names), "hovermode": "closest",
             "xaxis": {"ticksuffix": " %", "range": [max(0.0, low - room), min(100.0, high + room)]},
@@ -87,10 +87,11 @@ def differences(table: Table, entries: Sequence[Entry]) -> Figure | None:
                 "hovertemplate": "published: %{x:+.2f}<extra></extra>",
             }
         )  # fmt: skip
+    long = table.headline.long
     said = "; ".join(f"{name} {points(one.mean)}" for name, one in zip(names, found, strict=True))
     zero = {"type": "line", "x0": 0, "x1": 0, "yref": "paper", "y0": 0, "y1": 1, "line": {"color": "var(--muted)"}}
     return Figure(
-        "Difference to the control", f"Points of top-1 accuracy more than the control: {said}.", data,
+        "Difference to the control", f"Points of {long[0].lower()}{long[1:]} more than the control: {said}.", data,
         {"yaxis": names_axis(names), "xaxis": {"ticksuffix": " points"}, "hovermode": "closest", "shapes": [zero]},
         "An interval that leaves out 0 is a difference that these few seeds can tell from chance.",
         height=110 + 34 * len(known),
@@ -118,9 +119,9 @@ def front(table: Table, entries: Sequence[Entry]) -> Figure | None:
         "y": rounded([y for _, y, _ in best]), "line": {"color": colour("muted"), "dash": "dot", "shape": "hv"},
         "hoverinfo": "skip",
     }  # fmt: skip
-    said = ", ".join(name for *_, name in best)
+    said, subject = ", ".join(name for *_, name in best), table.headline.subject
     return Figure(
-        "Accuracy over cost", f"Accuracy over minutes of training; none is better for less than: {said}.",
+        f"{subject} over cost", f"{subject} over minutes of training; none is better for less than: {said}.",
         [line, points_trace],
         {"xaxis": {"title": {"text": "minutes of a run"}}, "yaxis": {"ticksuffix": " %"}, "hovermode": "closest"},
         "Up and to the left is better. Times are of this machine, of all that a run does; a shared store's making is "
@@ -136,7 +137,7 @@ def courses(table: Table, entries: Sequence[Entry]) -> Figure | None:
         rows = _mean_rows([_epochs(Path(run.folder)) for run in entry.runs if run.state == "done"], table.metric)
         drawn.append((entry.levels[table.rows], rows, number))
     return plot(
-        "Accuracy over the epochs", table.metric, drawn, suffix=" %", height=380,
+        f"{table.headline.subject} over the epochs", table.metric, drawn, suffix=" %", height=380,
         reading="Means over the seeds. The last epoch counts; the best one is chosen by the images that it is measured "
         "on.",
     )  # fmt: skip

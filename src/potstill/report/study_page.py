@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import yaml
 
+from potstill.quantities import bytes_of, scaled
 from potstill.report.blocks import Block, Card, Cards, Code, Column, Fold, Grid, Note, Page, Part, Section, Tabs, Text
 from potstill.report.blocks import Table as Rows
-from potstill.report.numbers import bytes_of, counted, duration, percent, points, scaled
-from potstill.report.reading import number
+from potstill.report.numbers import counted, duration, percent, points
 from potstill.report.rows import harmless
+from potstill.report.run_files import number
 from potstill.report.study_figures import accuracies, courses, differences, front
 from potstill.study import Difference, Entry, Record, Spread, Table
 
@@ -135,16 +136,18 @@ def _result_rows(table: Table, entries: Sequence[Entry], column: str) -> Rows:
             row += ["-" if entry.paper is None else f"{entry.paper:.2f}", points(entry.paper_difference)]
         rows.append(row)
     columns = [Column(heads[0]), *(Column(head, number=True) for head in heads[1:])]
-    return Rows(f"Top-1 accuracy{f', {column}' if column else ''}", columns, rows)
+    return Rows(f"{table.headline.long}{f', {column}' if column else ''}", columns, rows)
 
 
 def _teachers(table: Table) -> Rows:
+    headline = table.headline
     rows = [
-        [name, percent(number(dict(row), "top1")), counted(number(dict(row), "parameters")),
+        [name, percent(number(dict(row), headline.key)), counted(number(dict(row), "parameters")),
          scaled(number(dict(row), "macs"))]
         for name, row in table.teachers.items()
     ]  # fmt: skip
-    columns = [Column("Teacher"), *(Column(head, number=True) for head in ("Top-1", "Parameters", "Multiply-adds"))]
+    heads = (headline.head(headline.key), "Parameters", "Multiply-adds")
+    columns = [Column("Teacher"), *(Column(head, number=True) for head in heads)]
     return Rows("The teachers", columns, rows)
 
 

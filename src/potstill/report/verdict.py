@@ -2,10 +2,13 @@
 
 from dataclasses import dataclass
 
+from potstill.headline import Headline
+from potstill.quantities import bytes_of, scaled
 from potstill.report.blocks import Block, Card, Cards, Column, Figure, Note, Section, Table, Text
 from potstill.report.figures import colour, shown
-from potstill.report.numbers import between, bytes_of, counted, percent, points, ratio, scaled
-from potstill.report.reading import RunRecord, number
+from potstill.report.numbers import between, counted, percent, points, ratio
+from potstill.report.reading import RunRecord
+from potstill.report.run_files import number
 from potstill.report.statistics import Interval, paired_difference, unpaired_difference, wilson
 
 __all__ = ["Comparison", "against", "verdict"]
@@ -19,20 +22,37 @@ _UNPAIRED = (
     "image were not kept; so it is wider than it had to be. What another seed would change is not in it."
 )
 
+_NO_INTERVAL = (
+    "The differences have no interval: {short} is no part of the images that a network has right, and one run says "
+    "nothing of another seed. Several seeds do: potstill report of their folders, or a study."
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The student's top-1 accuracy less another network's.
+    """The student's headline value less another network's.
 
     Attributes:
         other: "control" or "teacher".
-        interval: in points; low and high are those of 95 %.
-        how: what the interval is and what is not in it.
+        value: in points.
+        interval: its 95 % interval; None of a value for which one run gives none.
+        how: what the interval is and what is not in it; empty without one.
     """
 
     other: str
-    interval: Interval
-    how: str
+    value: float
+    interval: Interval | None = None
+    how: str = ""
+
+    @property
+    def clear(self) -> bool:
+        """Whether there is an interval, and zero lies outside."""
+        return self.interval is not None and self.interval.clear
+
+    @property
+    def ends(self) -> str:
+        """The interval as a sentence names it, in brackets; nothing without one."""
+        return "" if self.interval is None else f" (95 % interval {between(self.interval)})"
 
 
 def against(run: RunRecord, other: str) -> Comparison | None:
@@ -40,18 +60,22 @@ def against(run: RunRecord, other: str) -> Comparison | None:
     paired = _paired(run, other)
     if paired is not None:
         return paired
-    rows = run.rows
-    ours, theirs = (number(rows.get(name, {}), "top1") for name in ("student", other))
-    if ours is None or theirs is None or not run.images:
+    rows, headline = run.rows, run.headline
+    ours, theirs = (number(rows.get(name, {}), headline.key) for name in ("student", other))
+    if ours is None or theirs is None:
+        return None
+    if not headline.proportion:
+        return Comparison(other, ours - theirs)
+    if not run.images:
         return None
     n = run.images
     interval = unpaired_difference(ours * n / 100, n, theirs * n / 100, n)
-    return Comparison(other, interval, _UNPAIRED.format(images=counted(n)))
+    return Comparison(other, interval.value, interval, _UNPAIRED.format(images=counted(n)))
 
 
 def _paired(run: RunRecord, other: str) -> Comparison | None:
     """From the answers of both to the same images."""
-    if run.outputs is None:
+    if run.outputs is None or not run.headline.proportion:
         return None
     theirs = run.outputs.teacher_right
     if other == "control":
@@ -60,7 +84,7 @@ def _paired(run: RunRecord, other: str) -> Comparison | None:
     if theirs is None or not theirs.size:
         return None
     interval = paired_difference(run.outputs.student_right, theirs)
-    return Comparison(other, interval, _PAIRED.format(images=counted(theirs.size)))
+    return Comparison(other, interval.value, interval, _PAIRED.format(images=counted(theirs.size)))
 
 
 def verdict(run: RunRecord) -> Section:
@@ -71,10 +95,12 @@ def verdict(run: RunRecord) -> Section:
     blocks += [Cards(cards)] if len(cards) > 1 else []  # one alone says what the sentence says
     blocks += [plot] if (plot := _accuracies(run)) else []
     blocks.append(_table(run))
-    ways = dict.fromkeys(c.how for c in found.values() if c is not None)
+    ways = dict.fromkeys(c.how for c in found.values() if c is not None and c.how)
     for how in ways:
         others = " and the ".join(c.other for c in found.values() if c is not None and c.how == how)
         blocks.append(Note(f"The interval of the difference to the {others} {how}"))
+    if not ways and any(found.values()):
+        blocks.append(Note(_NO_INTERVAL.format(short=run.headline.short)))
     blocks += [Note(sentence) for sentence in _missing(run)]
     return Section("verdict", "Verdict", blocks)
 
@@ -83,27 +109,37 @@ def _sentences(run: RunRecord, found: dict[str, Comparison | None]) -> list[str]
     control, teacher = found["control"], found["teacher"]
     said = []
     if control is not None:
-        said.append(_against_control(control.interval))
+        said.append(_against_control(control, run.headline))
     if teacher is not None:
-        value = teacher.interval.value
-        place = "as good as" if abs(value) < 0.005 else f"{abs(value):.2f} points {'above' if value > 0 else 'below'}"
+        value = teacher.value
+        of = "" if run.headline.proportion else f" of {run.headline.short}"
+        where = f"{abs(value):.2f} points{of} {'above' if value > 0 else 'below'}"
+        place = "as good as" if abs(value) < 0.005 else where
         cost = _cheaper(run)
         subject = "It" if said else "The student"
-        said.append(f"{subject} is {place} its teacher (95 % interval {between(teacher.interval)}){cost}.")
-    if not said and (top1 := number(run.rows["student"], "top1")) is not None:
-        said.append(f"The student has {percent(top1)} of the validation images right.")
+        said.append(f"{subject} is {place} its teacher{teacher.ends}{cost}.")
+    if not said and (reached := number(run.rows["student"], run.headline.key)) is not None:
+        judged = f"reaches {percent(reached)} {run.headline.short} on the validation images"
+        right = f"has {percent(reached)} of the validation images right"
+        said.append(f"The student {right if run.headline.proportion else judged}.")
     return said
 
 
-def _against_control(interval: Interval) -> str:
+def _against_control(found: Comparison, headline: Headline) -> str:
+    interval = found.interval
+    better = "better" if found.value > 0 else "worse"
+    value = f"{abs(found.value):.2f}"
+    if interval is None:
+        if abs(found.value) < 0.005:
+            return f"The student has the {headline.short} of the same network trained without the teacher."
+        than = f"points of {headline.short} {better} than the same network trained without the teacher"
+        return f"The student is {value} {than}, in one run of each."
     ends = f"95 % interval {between(interval)}"
     if not interval.clear:
         return (
             f"No clear difference to the same network trained without the teacher: {points(interval.value)} points, "
             f"and the interval holds zero ({ends})."
         )
-    better = "better" if interval.value > 0 else "worse"
-    value = f"{abs(interval.value):.2f}"
     return f"The student is {value} points {better} than the same network trained without the teacher ({ends})."
 
 
@@ -118,20 +154,20 @@ def _cheaper(run: RunRecord) -> str:
 
 
 def _cards(run: RunRecord, found: dict[str, Comparison | None]) -> list[Card]:
-    rows = run.rows
+    rows, headline = run.rows, run.headline
     student, teacher = rows["student"], rows.get("teacher", {})
-    top1 = number(student, "top1")
+    value = number(student, headline.key)
     cards = []
-    if top1 is not None:
-        ends = wilson(top1 * run.images / 100, run.images) if run.images else None
-        cards.append(Card("Student, top-1", percent(top1), f"95 %: {between(ends, signed=False)}" if ends else ""))
+    if value is not None:
+        ends = wilson(value * run.images / 100, run.images) if run.images and headline.proportion else None
+        label, detail = f"Student, {headline.short}", f"95 %: {between(ends, signed=False)}" if ends else ""
+        cards.append(Card(label, percent(value), detail))
     for other, comparison in found.items():
         if comparison is not None:
-            interval = comparison.interval
-            tone = ("good" if interval.value > 0 else "bad") if interval.clear and other == "control" else ""
-            cards.append(
-                Card(f"Against the {other}", f"{points(interval.value)} points", f"95 %: {between(interval)}", tone)
-            )
+            better = "good" if comparison.value > 0 else "bad"
+            tone = better if comparison.clear and other == "control" else ""
+            detail = f"95 %: {between(comparison.interval)}" if comparison.interval else ""
+            cards.append(Card(f"Against the {other}", f"{points(comparison.value)} points", detail, tone))
     for label, key, less, more, form in (
         ("Parameters", "parameters", "smaller", "larger", scaled),
         ("Multiply-adds", "macs", "fewer", "more", scaled),
@@ -149,9 +185,9 @@ def _milliseconds(value: float | None) -> str:
 
 def _accuracies(run: RunRecord) -> Figure | None:
     """Each network's accuracy with its own interval."""
-    rows = [(name, number(row, "top1")) for name, row in run.rows.items()]
+    rows = [(name, number(row, run.headline.key)) for name, row in run.rows.items()]
     measured = [(name, value) for name, value in rows if value is not None]
-    if len(measured) < 2 or not run.images:
+    if len(measured) < 2 or not run.images or not run.headline.proportion:
         return None
     ends = {name: wilson(value * run.images / 100, run.images) for name, value in measured}
     data = [
@@ -168,7 +204,7 @@ def _accuracies(run: RunRecord) -> Figure | None:
     ]  # fmt: skip
     said = "; ".join(f"{name} {found.value:.2f} %, {between(found, signed=False)}" for name, found in ends.items())
     return Figure(
-        "Top-1 accuracy with 95 % intervals", f"Top-1 accuracies with their intervals: {said}.", data,
+        f"{run.headline.long} with 95 % intervals", f"{run.headline.many} with their intervals: {said}.", data,
         {
             "xaxis": {"ticksuffix": " %"}, "yaxis": {"type": "category", "autorange": "reversed", "showgrid": False},
             "hovermode": "closest",
@@ -180,16 +216,17 @@ def _accuracies(run: RunRecord) -> Figure | None:
 
 
 def _table(run: RunRecord) -> Table:
-    names = {"student": run.student, "control": run.student, "teacher": run.teacher}
+    names, headline = {"student": run.student, "control": run.student, "teacher": run.teacher}, run.headline
+    keys = [headline.key, *headline.further(run.rows.values())]
     rows = [
         [
-            name, names.get(name, ""), percent(number(row, "top1")), percent(number(row, "top5")),
+            name, names.get(name, ""), *(percent(number(row, key)) for key in keys),
             counted(number(row, "parameters")), scaled(number(row, "macs")), _milliseconds(number(row, "latency_ms")),
             bytes_of(number(row, "bytes")),
         ]
         for name, row in run.rows.items()
     ]  # fmt: skip
-    heads = ("Top-1", "Top-5", "Parameters", "Multiply-adds", "Latency", "Size")
+    heads = (*map(headline.head, keys), "Parameters", "Multiply-adds", "Latency", "Size")
     columns = [Column("Network"), Column("Model"), *(Column(head, number=True) for head in heads)]
     return Table("The networks, on this run's validation images and machine", columns, rows)
 
@@ -197,10 +234,10 @@ def _table(run: RunRecord) -> Table:
 def _missing(run: RunRecord) -> list[str]:
     """What cannot be compared, and why."""
     said = []
-    rows = run.rows
-    if number(rows["student"], "top1") is None:
+    rows, headline = run.rows, run.headline
+    if number(rows["student"], headline.key) is None:
         why = "no evaluation is done yet" if run.result is None else "its data have no labels, or no validation images"
-        said.append(f"There is no accuracy: {why}.")
+        said.append(f"There is no {headline.noun}: {why}.")
     elif not run.taught:
         said.append("This run has no teacher: nothing is compared.")
     elif "control" not in rows:
@@ -208,18 +245,19 @@ def _missing(run: RunRecord) -> list[str]:
             "There is no control, so nothing here says what the teacher is worth: run it again with control=true, "
             "which also trains the same student on labels alone."
         )
-    elif number(rows["control"], "top1") is None:
+    elif number(rows["control"], headline.key) is None:
         said.append("The control has not been evaluated yet.")
     elif run.control is not None and run.control.result is None:
-        said.append("The control is not finished: its accuracy is of its last evaluation so far.")
+        said.append(f"The control is not finished: its {headline.noun} is of its last evaluation so far.")
     best = (run.result or {}).get("best")
     best = best if isinstance(best, dict) else {}
-    top1, last = number(best, "top1"), number(rows["student"], "top1")
-    if top1 is not None and last is not None and top1 - last >= 0.005:
+    most, last = number(best, headline.key), number(rows["student"], headline.key)
+    if most is not None and last is not None and most - last >= 0.005:
         said.append(
-            f"Epoch {counted(number(best, 'epoch'))} was the best one, with {percent(top1)}. The last one counts here: "
+            f"Epoch {counted(number(best, 'epoch'))} was the best one, with {percent(most)}. The last one counts here: "
             "the best is chosen by the very images that it is measured on."
         )
-    if run.taught and run.result is not None and number(rows.get("teacher", {}), "top1") is None:
-        said.append("The teacher was not evaluated: its classes are not known to be those of the data.")
+    if run.taught and run.result is not None and number(rows.get("teacher", {}), headline.key) is None:
+        why = ": its classes are not known to be those of the data" if headline.proportion else " on these images"
+        said.append(f"The teacher was not evaluated{why}.")
     return said

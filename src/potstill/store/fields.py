@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -186,7 +187,8 @@ class Layout:
             found[name.split(".")[0]].append(whole)
         none = torch.zeros(len(packed), 0, dtype=torch.float32, device=packed.device)
         logits, embedding = ((found.pop(tap) or [none])[0] for tap in VECTORS)
-        return Features(logits, embedding, **{tap: tuple(tensors) for tap, tensors in found.items()})
+        others: dict[str, Any] = {tap: tuple(tensors) for tap, tensors in found.items()}
+        return Features(logits, embedding, **others)
 
     def _column(self, packed: Tensor, part: Field) -> Tensor:
         """One field of all records, ``(B, *shape)``, widened to float32 where it is no integer."""

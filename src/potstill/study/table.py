@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from potstill.errors import RunError
+from potstill.errors import RecipeError, RunError
+from potstill.headline import HEADLINES, Headline, headline_of
 from potstill.study.file import column_of
 from potstill.study.plan import Plan
 from potstill.study.run import State, Status
@@ -111,6 +112,11 @@ class Table:
         return column_of(entry.levels, self.rows)
 
     @property
+    def headline(self) -> Headline:
+        """What the metric is called, and in which unit it is."""
+        return headline_of({self.metric: None})
+
+    @property
     def columns(self) -> list[str]:
         """The columns, in the grid's order."""
         return list(dict.fromkeys(self.column(entry) for entry in self.entries))
@@ -136,11 +142,14 @@ class Reader:
 
     Args:
         plan: of the study.
-        metric: of the rows of ``result.json`` and ``metrics.csv``.
+        metric: of the rows of ``result.json`` and ``metrics.csv``; None for the headline of the runs' task.
+
+    Raises:
+        RecipeError: for runs of several tasks, without a metric.
     """
 
-    def __init__(self, plan: Plan, metric: str = "top1") -> None:
-        self.plan, self.metric = plan, metric
+    def __init__(self, plan: Plan, metric: str | None = None) -> None:
+        self.plan, self.metric = plan, metric or _headline(plan).key
         self._runs: dict[str, tuple[object, SeedRun]] = {}
         self._table: Table | None = None
 
@@ -184,15 +193,28 @@ class Reader:
         return found
 
 
-def read_table(plan: Plan, status: Status, metric: str = "top1") -> Table:
+def read_table(plan: Plan, status: Status, metric: str | None = None) -> Table:
     """The table as the runs' folders have it now; unfinished and failed runs are in it as such.
 
     Args:
         plan: of the study.
         status: where its jobs are.
-        metric: of the rows of ``result.json`` and ``metrics.csv``.
+        metric: of the rows of ``result.json`` and ``metrics.csv``; None for the headline of the runs' task.
+
+    Raises:
+        RecipeError: for runs of several tasks, without a metric.
     """
     return Reader(plan, metric).read(status)
+
+
+def _headline(plan: Plan) -> Headline:
+    tasks = sorted({plan.jobs[cell.job].recipe.task for cell in plan.cells})
+    if len(tasks) > 1:
+        raise RecipeError(
+            f"The study {plan.name} has runs of several tasks ({', '.join(tasks)}), whose values do not compare; make "
+            "it a study for each."
+        )
+    return HEADLINES[tasks[0]]
 
 
 def _entry(plan: Plan, levels: dict[str, str], runs: Mapping[tuple[str, ...], Sequence[SeedRun]]) -> Entry:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from potstill.headline import headline_for
 from potstill.tracking.tracker import TrackedRun
 
 __all__ = ["RunTracker", "check"]
@@ -24,7 +25,8 @@ class RunTracker:
         self._writer = SummaryWriter(str(folder), purge_step=0 if run.key is None else None)
         self._last = 0
         if run.key is None:
-            for summary in hparams(dict(run.recipe), {"result/student/top1": 0.0}):
+            judged_by = f"result/student/{headline_for(run.recipe).key}"
+            for summary in hparams(dict(run.recipe), {judged_by: 0.0}):
                 self._writer.file_writer.add_summary(summary)  # type: ignore[attr-defined]
             self._writer.add_text("recipe", _table(run.recipe), 0)
         self._writer.flush()

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from potstill.headline import is_accuracy
 from potstill.tracking.tracker import Flat
 
 __all__ = ["epoch_values", "flat_recipe", "flat_result", "step_values"]
@@ -41,7 +42,7 @@ def epoch_values(row: Mapping[str, Any]) -> dict[str, float]:
     for key, value in row.items():
         if key == "epoch":
             found[key] = value
-        elif key.startswith("top"):
+        elif is_accuracy(key):
             found[f"accuracy/{key}"] = value
         elif key.startswith("val_"):
             found[f"val/{key.removeprefix('val_')}"] = value

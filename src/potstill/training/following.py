@@ -8,11 +8,14 @@ import csv
 import io
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from potstill.headline import Headline, headline_for
 
 __all__ = ["Follower", "RunView"]
 
@@ -35,8 +38,8 @@ class RunView:
         epochs: the rows of ``metrics.csv``, with numbers.
         result: ``result.json``; None before the run is finished.
         parts: the runs in folders of its own: a control, assistants, students side by side; each like this one.
-        teacher_top1: the accuracy of the network that it learns from, by its own result or by the result of the run
-            that trained that network on the same data; None where neither says it.
+        teacher_accuracy: the headline's value of the network that it learns from, by its own result or by the result of
+            the run that trained that network on the same data; None where neither says it.
         written: when one of its own files was last written, in seconds since 1970; 0 where there is none.
     """
 
@@ -46,7 +49,7 @@ class RunView:
     epochs: tuple[Row, ...] = ()
     result: Row | None = None
     parts: dict[str, "RunView"] = field(default_factory=dict)
-    teacher_top1: float | None = None
+    teacher_accuracy: float | None = None
     written: float = 0.0
 
     @property
@@ -84,6 +87,11 @@ class RunView:
         return [self, *(run for part in self.parts.values() for run in part.all_runs())]
 
     @property
+    def headline(self) -> Headline:
+        """The value that it is judged by."""
+        return headline_for(self.recipe, self.epochs)
+
+    @property
     def epochs_wanted(self) -> int:
         """How many epochs it will have, as the recipe says; 0 where that is not known yet."""
         return int(self.recipe.get("epochs") or 0)
@@ -114,7 +122,8 @@ class RunView:
 
     def evaluated(self) -> Row | None:
         """The last epoch's row that has an evaluation."""
-        return next((row for row in reversed(self.epochs) if "top1" in row or "val_total" in row), None)
+        key = self.headline.key
+        return next((row for row in reversed(self.epochs) if key in row or "val_total" in row), None)
 
     def shares(self) -> dict[str, float]:
         """The terms' shares of the gradient when they were last measured."""
@@ -166,19 +175,20 @@ class Follower:
         steps = tuple(self._steps) if recipe else ()
         return RunView(
             self.folder, recipe or {}, steps, tuple(epochs or ()), result, self._look_below(),
-            self._teacher_top1(recipe or {}, result), max(written, default=0.0),
+            self._teacher_accuracy(recipe or {}, epochs or (), result), max(written, default=0.0),
         )  # fmt: skip
 
-    def _teacher_top1(self, recipe: Row, result: Row | None) -> float | None:
+    def _teacher_accuracy(self, recipe: Row, epochs: Sequence[Row], result: Row | None) -> float | None:
+        key = headline_for(recipe, epochs).key
         weights = (recipe.get("teacher") or {}).get("weights")
         if not weights:
             return None
         row = (result or {"rows": {}})["rows"].get("teacher")
         if row is None:
             if self._teacher is None or self._teacher[0] != weights:
-                self._teacher = (weights, _finished_elsewhere(Path(weights), self.folder))
+                self._teacher = (weights, _finished_elsewhere(Path(weights), self.folder, key))
             return self._teacher[1]
-        return row.get("top1")
+        return row.get(key)
 
     def _look_below(self) -> dict[str, RunView]:
         if not self._depth:
@@ -241,14 +251,14 @@ def _object(text: str) -> Row | None:
     return found if isinstance(found, dict) and isinstance(found.get("rows"), dict) else None
 
 
-def _finished_elsewhere(teacher: Path, folder: Path) -> float | None:
-    """The accuracy that a run ended with, where it was measured on the data that another run has."""
+def _finished_elsewhere(teacher: Path, folder: Path, key: str) -> float | None:
+    """The value that a run ended with, where it was measured on the data that another run has."""
     try:
         result, own = (json.loads(path.read_bytes()) for path in (teacher / "result.json", folder / "identity.json"))
         if result["data"]["identity"] != own["data"]:
             return None
-        return float(result["rows"]["student"]["top1"])
-    except (OSError, ValueError, KeyError, TypeError):  # no run, or one without labels
+        return float(result["rows"]["student"][key])
+    except (OSError, ValueError, KeyError, TypeError):  # no run, or one without that value
         return None
 
 

@@ -99,7 +99,7 @@ class Loop:
         self.clock = Clock(processes.device)
         self.seconds, self._began = 0.0, 0.0  # training time of this epoch before, and what the clock said then
         self._logged = 0.0  # what it said at the last logged row
-        self._teacher_reads = step.objective.needs.on_demand("teacher")
+        self._teacher_reads = step.teacher_reads
         self._module: nn.Module = step  # with several processes, what joins their gradients around it
         self.graph: GraphedStep | None = None
         if settings.graph:
@@ -174,7 +174,7 @@ class Loop:
                 losses, student = self._forward(batch, teacher, eager=measure and number == 0)
                 self.clock.lap("forward")
                 if measure and number == 0:
-                    shares = self.step.objective.gradient_shares(losses, student.embedding)
+                    shares = self.step.objective.gradient_shares(losses, *student.trunk)
                     self.clock.lap("host")
                 self.scaler.scale(losses["total"] * batch.weight).backward()
                 self.clock.lap("backward")
@@ -285,7 +285,7 @@ class Loop:
             return self.step
         device = self.processes.device
         # Without a method that reads the student's logits, its classifier gets no gradient, and DDP must know.
-        unused = "logits" not in self.step.objective.needs.student
+        unused = not self.step.objective.needs.student & {"logits", "losses"}
         ids = [device] if device.type == "cuda" else None
         # Buffers are not broadcast at each step: batch norms' statistics are aligned where they are read, and methods
         # keep their own equal (CRD's banks gather what all processes have seen).

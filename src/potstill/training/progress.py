@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
+from potstill.headline import headline_of
 from potstill.methods.objective import share_warnings
 from potstill.training.durations import duration
 from potstill.training.folder import RunFolder
@@ -129,7 +130,8 @@ class Bar(_Recorded):
     def finished_epoch(self, row: Row, history: list[Row]) -> None:
         """Show the epoch's accuracy; take the bar away after the last."""
         super().finished_epoch(row, history)
-        accuracies = _accuracies(row) or _accuracies(next((r for r in reversed(history) if "top1" in r), {}))
+        judged = (past for past in reversed(history) if headline_of(past).key in past)
+        accuracies = _accuracies(row) or _accuracies(next(judged, {}))
         self._progress.update(
             self._task, epoch=f"epoch {min(row['epoch'] + 1, self.epochs)}/{self.epochs}",
             loss=f"loss {row['total']:.3g}", accuracy=accuracies[0] if accuracies else "",
@@ -188,4 +190,5 @@ def _accuracies(row: Row) -> list[str]:
     if "val_total" in row:
         terms = [key for key in row if key.startswith("val_") and key != "val_total"]
         return [f"{key} {row[key]:.4g}" for key in ("val_total", *terms)]
-    return [f"{label} {row[key]:.2f} %" for key, label in (("top1", "top-1"), ("top5", "top-5")) if key in row]
+    headline = headline_of(row)
+    return [f"{headline.name(key)} {value:.2f} {headline.unit}" for key, value in headline.values(row)]

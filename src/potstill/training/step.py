@@ -26,6 +26,9 @@ class TrainingStep(nn.Module):
         channels_last: the memory format of the images; the student's weights should have the same.
         trains: names of the student's parameters and buffers that train; None for all. What holds none of them is in
             evaluation mode always; which parameters ask for a gradient is for the caller to set.
+
+    Attributes:
+        teacher_reads: what the teacher is asked for beside logits and embedding, as its keyword arguments.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class TrainingStep(nn.Module):
         self._autocast = autocast
         self._memory = torch.channels_last if channels_last else torch.contiguous_format
         self._read = objective.needs.on_demand("student")
+        self.teacher_reads = objective.needs.on_demand("teacher")
         student.open(**self._read)
         # The compiled callable is kept outside the module tree: state dicts stay plain. Batches come in two sizes
         # (an epoch's last one is short); static shapes make one graph for each.

@@ -113,6 +113,19 @@
     });
   }
 
+  // Pictures: the slider hides boxes of which the network is less sure, or makes masks clearer.
+  for (const gallery of document.querySelectorAll(".gallery")) {
+    const steer = gallery.querySelector(".steer"), slider = steer.querySelector('[type="range"]');
+    const names = steer.querySelector("[data-names]"), scored = [...gallery.querySelectorAll("[data-score]")];
+    steer.hidden = false;
+    slider.addEventListener("input", () => {
+      steer.querySelector("output").textContent = Number(slider.value).toFixed(2);
+      if (slider.dataset.of === "mask") gallery.style.setProperty("--mask", slider.value);
+      for (const one of scored) one.classList.toggle("low", Number(one.dataset.score) < Number(slider.value));
+    });
+    if (names) names.addEventListener("change", () => gallery.classList.toggle("named", names.checked));
+  }
+
   // The section in view, in the navigation.
   const links = new Map([...document.querySelectorAll("nav a")].map((a) => [a.hash.slice(1), a]));
   const seen = new Set();

@@ -1,0 +1,3 @@
+"""Detectors: how they are built, and how their parts are read."""
+
+__all__: list[str] = []
