@@ -6,6 +6,7 @@ import typer
 
 from potstill.cli.errors import Commands
 from potstill.cli.profiling import profile
+from potstill.cli.protocol import protocol
 from potstill.cli.race import race
 from potstill.cli.report import report
 from potstill.cli.showing import config, methods, models, taps
@@ -107,6 +108,11 @@ app.command(
     )
 )(race)  # fmt: skip
 app.add_typer(store, name="store")
+app.command(
+    epilog=_examples(
+        "potstill protocol people protocols/people", "potstill protocol people held-out --people 8 --seed 1"
+    )
+)(protocol)
 app.command(epilog=_examples("potstill methods", "potstill methods pefd"))(methods)
 app.command(epilog=_examples("potstill models", "potstill models 'cifar/*'", "potstill models '*convnext*' --json"))(
     models

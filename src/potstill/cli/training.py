@@ -230,6 +230,8 @@ def _teaching(recipe: "Recipe", folder: Path) -> str:
     """The command that teaches a smaller network by a trained one, on the same data."""
     data = recipe.data.model_dump(mode="json", exclude_defaults=True)
     values = {f"data.{key}": value for key, value in data.items()} | {"teacher.weights": str(folder)}
+    if recipe.task != "classification":
+        values = {"task": recipe.task, **values}
     if own := _own_code(recipe):
         values["teacher.model"] = own
     words = [as_override(key, value) for key, value in values.items()]

@@ -133,6 +133,9 @@ def export(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Where to write; RUN/export by default.", show_default=False)
     ] = None,
+    head: Annotated[
+        bool, typer.Option("--head", help="A face network's graph ends with the identities' cosines.")
+    ] = False,
     raw: Annotated[
         bool, typer.Option("--raw", help="onnx and torch take pixels in 0..1 and normalise them themselves.")
     ] = False,
@@ -148,7 +151,7 @@ def export(
         from potstill.export import FORMATS
         from potstill.export import export as export_student
 
-        files = export_student(run, format or tuple(FORMATS), out, raw=raw, model=model)
+        files = export_student(run, format or tuple(FORMATS), out, raw=raw, head=head, model=model)
     if json:
         print_json(
             [{"path": str(one.path), "format": one.format, "max_difference": one.max_difference} for one in files]
@@ -156,4 +159,4 @@ def export(
         return
     cells = [(str(one.path), one.format, f"{one.path.stat().st_size:,}", f"{one.max_difference:.1e}") for one in files]
     console.print(plain_table(["file", "format", ">bytes", ">largest difference"], cells))
-    console.print("Each file was read back and run: its logits are the student's, up to that part of the largest one.")
+    console.print("Each file was read back and run: its outputs are the student's, up to that part of the largest one.")

@@ -20,6 +20,10 @@ class Stream(IntEnum):
     AREA = 16  # one for each try of a random resized crop
     RATIO = 32
     ORDER = 64  # four of them: of samples, of groups
+    SHORT = 96  # of a scene: its shorter side, the factor of its size, where its window lies
+    SCALE = 97
+    WINDOW_TOP = 98
+    WINDOW_LEFT = 99
 
 
 _WORD = 1 << 64

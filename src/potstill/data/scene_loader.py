@@ -10,12 +10,12 @@ from torch.utils.data import DataLoader
 from potstill.batch import Batch
 from potstill.data.batched import Normalise
 from potstill.data.boxes import BoxSource
+from potstill.data.feeding import Keys, start_worker, stop_workers
 from potstill.data.masks import MaskSource
 from potstill.data.order import Chunk, Plan
 from potstill.data.requests import check_views
 from potstill.data.scene_decoder import DecodedScenes, SceneDecoder, padded
 from potstill.data.scene_view import SceneView
-from potstill.data.streaming import _Keys, _start_worker, _stop_workers
 from potstill.errors import DataError
 from potstill.objects import Objects
 
@@ -57,7 +57,8 @@ class SceneLoader:
 
     Example:
         >>> from pathlib import Path
-        >>> from potstill.data.masks import MaskSource
+        >>> from potstill.data.feeding import Keys, start_worker, stop_workers
+    from potstill.data.masks import MaskSource
         >>> from potstill.data.scene_view import SceneEvaluation
         >>> none = MaskSource(Path("images"), Path("masks"), [], ["cell", "none"], root=Path("."))
         >>> SceneLoader(none, Plan(1, 1, 0, False), SceneEvaluation(64, 64), [0.5] * 3, [0.25] * 3, masks=True)
@@ -98,7 +99,7 @@ class SceneLoader:
         self.number_of_views = check_views(views)
         self.normalise = Normalise(mean, std, self.device)
         self.typical = padded([view.typical])
-        self._keys = _Keys(plan)
+        self._keys = Keys(plan)
         self._decoded: DataLoader[DecodedScenes] = DataLoader(
             SceneDecoder(source, view, skip=on_error == "skip"),
             sampler=self._keys,
@@ -106,7 +107,7 @@ class SceneLoader:
             num_workers=workers,
             prefetch_factor=prefetch if workers else None,
             persistent_workers=workers > 0,
-            worker_init_fn=_start_worker,
+            worker_init_fn=start_worker,
             # Draws seeds that nothing here uses; from torch's global generator, that would shift a run's other numbers.
             generator=torch.Generator(),
             pin_memory=self.device.type == "cuda",
@@ -125,7 +126,7 @@ class SceneLoader:
         order = self.plan.order(epoch)
         decoded = iter(self._decoded)
         if self._closing is None:  # the workers are kept from epoch to epoch
-            self._closing = weakref.finalize(self, _stop_workers, decoded)
+            self._closing = weakref.finalize(self, stop_workers, decoded)
         seen = damaged = 0
         for k in range(start, self.steps):
             batches = []

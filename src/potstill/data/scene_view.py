@@ -15,12 +15,6 @@ from potstill.errors import DataError
 
 __all__ = ["Placement", "Scene", "SceneAugmentation", "SceneEvaluation", "SceneView", "fitted", "scene"]
 
-# Numbers of random streams, as in ``Stream``, whose FLIP is used here too.
-_SHORT = 96
-_SCALE = 97
-_TOP = 98
-_LEFT = 99
-
 _LEAST = 1.0  # pixels of a box's width and height in the view
 
 
@@ -115,19 +109,19 @@ class SceneAugmentation:
     def place(self, index: int, view: int, height: int, width: int) -> Placement:
         """What the view of a number shows of an image of this size."""
         at = (self.seed, torch.tensor(index), torch.tensor(view))
-        short: float = self.sizes[int(integers(*at, _SHORT, len(self.sizes)))]
+        short: float = self.sizes[int(integers(*at, Stream.SHORT, len(self.sizes)))]
         longest: float = self.longest
         if self.crop is not None:
             least, greatest = self.scale
-            factor = least + float(uniform(*at, _SCALE)) * (greatest - least)
+            factor = least + float(uniform(*at, Stream.SCALE)) * (greatest - least)
             short, longest = short * factor, longest * factor
         tall, wide = resized = fitted(height, width, short, longest)
         mirrored = self.flip and bool(integers(*at, Stream.FLIP, 2))
         if self.crop is None:
             return Placement(resized, mirrored, (0, 0, tall, wide))
         size = (min(self.crop, tall), min(self.crop, wide))
-        top = int(integers(*at, _TOP, tall - size[0] + 1))
-        left = int(integers(*at, _LEFT, wide - size[1] + 1))
+        top = int(integers(*at, Stream.WINDOW_TOP, tall - size[0] + 1))
+        left = int(integers(*at, Stream.WINDOW_LEFT, wide - size[1] + 1))
         return Placement(resized, mirrored, (top, left, *size))
 
 

@@ -1,17 +1,17 @@
 """The loader for sets of any size: images are decoded and cropped by worker processes as they are needed."""
 
-import signal
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
 from potstill.batch import Batch
 from potstill.data.batched import Normalise
 from potstill.data.decoder import Decoded, Decoder
+from potstill.data.feeding import Key, Keys, start_worker, stop_workers
 from potstill.data.mixing import Mixing
 from potstill.data.order import Chunk, Plan
 from potstill.data.requests import check_request, check_views
@@ -20,40 +20,6 @@ from potstill.data.views import Augmentation, View, image_size
 from potstill.errors import DataError
 
 __all__ = ["StreamingLoader"]
-
-_Key = tuple[list[int], list[int]]  # the numbers of samples and of views; a tensor would cost a shared file each time
-
-
-class _Keys(Sampler[_Key]):
-    """What the workers are asked for, in order: the micro-batches of an epoch from step ``start`` on."""
-
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self.epoch = self.view = self.start = 0
-
-    def __iter__(self) -> Iterator[_Key]:
-        order, view = self.plan.order(self.epoch), self.view
-        for k in range(self.start, self.plan.steps):
-            for chunk in self.plan.chunks(k):
-                yield order[chunk.start : chunk.stop].tolist(), [view]
-
-
-def _start_worker(number: int) -> None:
-    """Leave being told to stop to the main process, which saves first and then stops its workers itself.
-
-    Ctrl-C, ``timeout`` and cluster schedulers signal the whole group of processes.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def _stop_workers(decoded: Iterator[Decoded]) -> None:
-    """End an iterator's worker processes, if it has any, in the orderly way that PyTorch has for it.
-
-    At the end of the process they would be told by a signal, which they leave to the main process, and be waited for.
-    """
-    if (stop := getattr(decoded, "_shutdown_workers", None)) is not None:
-        stop()
 
 
 class StreamingLoader:
@@ -131,7 +97,7 @@ class StreamingLoader:
         self.normalise = Normalise(mean, std, self.device)
         self._decoder = Decoder(source, augmentation, skip=on_error == "skip", draft=draft)
         self._workers, self._prefetch = workers, prefetch
-        self._keys = _Keys(plan)
+        self._keys = Keys(plan)
         self._decoded = self._loader(self._keys, persistent=True)
         self._closing: weakref.finalize | None = None
 
@@ -147,7 +113,7 @@ class StreamingLoader:
         order = self.plan.order(epoch)
         decoded = iter(self._decoded)
         if self._closing is None:  # the workers are kept from epoch to epoch
-            self._closing = weakref.finalize(self, _stop_workers, decoded)
+            self._closing = weakref.finalize(self, stop_workers, decoded)
         seen = damaged = 0
         for k in range(start, self.steps):
             batches = []
@@ -175,13 +141,13 @@ class StreamingLoader:
         """
         asked: deque[tuple[Tensor, list[int]]] = deque()
 
-        def keys() -> Iterator[_Key]:
+        def keys() -> Iterator[Key]:
             for index, views in requests:
                 asked.append((check_request(index, views, self.plan.length), list(views)))
                 yield index.tolist(), list(views)
 
         decoded = iter(self._loader(keys(), persistent=False))
-        closing = weakref.finalize(self, _stop_workers, decoded)
+        closing = weakref.finalize(self, stop_workers, decoded)
         try:
             for each in decoded:
                 found = self._checked(each)
@@ -193,7 +159,7 @@ class StreamingLoader:
         finally:
             closing()
 
-    def _loader(self, keys: Iterable[_Key], persistent: bool) -> DataLoader[Decoded]:
+    def _loader(self, keys: Iterable[Key], persistent: bool) -> DataLoader[Decoded]:
         return DataLoader(
             self._decoder,
             sampler=keys,
@@ -201,7 +167,7 @@ class StreamingLoader:
             num_workers=self._workers,
             prefetch_factor=self._prefetch if self._workers else None,
             persistent_workers=persistent and self._workers > 0,
-            worker_init_fn=_start_worker,
+            worker_init_fn=start_worker,
             # Draws seeds that nothing here uses; from torch's global generator, that would shift a run's other numbers.
             generator=torch.Generator(),
             pin_memory=self.device.type == "cuda",

@@ -12,14 +12,15 @@ from typing import Any
 import torch
 
 from potstill.errors import NetworkError, PotstillError, RunError, nearest
-from potstill.export.formats import FORMATS, Student
+from potstill.export.detections import DetectorStudent
+from potstill.export.formats import FORMATS
+from potstill.export.student import TOLERANCE, Mismatch, Student
 from potstill.networks.card import CARD_FILE, read_card
+from potstill.networks.detection.tapped import TappedDetector
 from potstill.networks.ship import load_student
 from potstill.networks.weights import first_line
 
 __all__ = ["TOLERANCE", "Exported", "export"]
-
-TOLERANCE = 1e-4  # allowed difference of two logits, as a part of the student's largest one
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +30,8 @@ class Exported:
     Attributes:
         path: the file.
         format: its key in :data:`FORMATS`.
-        max_difference: the largest difference between its logits and the student's on random images, as a part of the
-            student's largest logit.
+        max_difference: the largest difference between its outputs and the student's on random images, as a part of the
+            student's largest number; of detections that of a box, as a part of the longer side, or of a score.
     """
 
     path: Path
@@ -44,30 +45,39 @@ def export(
     out: str | Path | None = None,
     *,
     raw: bool = False,
+    head: bool = False,
     model: str | None = None,
 ) -> list[Exported]:
     """Export the student of a finished run, and compare each file with the student itself.
 
     Every file is written into a hidden folder beside its place, read back by its own reader (ONNX Runtime,
     ``torch.export.load``, a newly built network) and run on random images in batches of 1 and 3. It gets its name when
-    all logits agree to :data:`TOLERANCE`; otherwise it is removed, and what had that name before stays.
+    all outputs agree to :data:`TOLERANCE`; otherwise it is removed, and what had that name before stays.
+
+    A graph returns logits: of the images, or of their pixels from a network for segmentation. A face network's returns
+    embeddings, not normalised. A detector's graph is of one image on a canvas of the card's size, and returns boxes,
+    scores and labels in a fixed number of rows (:class:`potstill.export.detector.DetectorGraph`).
 
     Args:
         run_folder: a finished run.
         formats: ``safetensors`` (with ``student.json``, as in the run's folder), ``onnx`` and ``torch``
-            (``student.pt2`` of ``torch.export``). The last two hold a graph for any batch size, and have a ``.json``
-            beside them that says what they take and return.
+            (``student.pt2`` of ``torch.export``). The last two hold a graph, for any batch size where the student is no
+            detector, and have a ``.json`` beside them that says what they take and return.
         out: the folder for the files; None for ``export`` in the run's folder.
         raw: graphs take pixels in 0..1 and normalise them; otherwise they take normalised images.
+        head: a face network's graph ends with the cosines of its identity head, and not with the embedding.
         model: see :func:`potstill.networks.ship.load_student`.
 
     Raises:
         PotstillError: an unknown format, or a package that it needs and that is not installed.
-        RunError: no finished run, a folder that cannot be written, or a file whose logits are not the student's.
-        NetworkError: a student that cannot be loaded, or whose computation cannot be traced.
+        RunError: no finished run, a folder that cannot be written, or a file whose outputs are not the student's.
+        NetworkError: a student that cannot be loaded, whose computation cannot be traced, or that has no such head.
     """
-    wanted = check_formats([formats] if isinstance(formats, str) else formats, raw)
-    student = Student(load_student(run_folder, model), read_card(run_folder), raw)
+    wanted = check_formats([formats] if isinstance(formats, str) else formats, raw, head)
+    tapped = load_student(run_folder, model)
+    kind = DetectorStudent if isinstance(tapped, TappedDetector) else Student
+    student = kind(tapped, read_card(run_folder), raw, head)
+    student.check_head()
     folder = Path(run_folder) / "export" if out is None else Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -76,7 +86,7 @@ def export(
         raise RunError(f"cannot write the exported student into {folder}: {error.strerror or error}") from error
 
 
-def check_formats(formats: Iterable[str], raw: bool) -> list[str]:
+def check_formats(formats: Iterable[str], raw: bool, head: bool) -> list[str]:
     """The formats, each once, all known and with what they need."""
     wanted = list(dict.fromkeys(formats))
     if not wanted:
@@ -94,10 +104,12 @@ def check_formats(formats: Iterable[str], raw: bool) -> list[str]:
                     f"export to {name} needs {package}, which cannot be imported ({error}): "
                     "pip install 'potstill[export]'"
                 ) from error
-    if raw and not any(FORMATS[name].is_graph for name in wanted):
-        raise PotstillError(
-            f"raw is for formats that hold a graph, and {' and '.join(wanted)} holds weights only; leave raw out"
-        )
+    for name, asked in (("raw", raw), ("head", head)):
+        if asked and not any(FORMATS[one].is_graph for one in wanted):
+            raise PotstillError(
+                f"{name} is for formats that hold a graph, and {' and '.join(wanted)} holds weights only; "
+                f"leave {name} out"
+            )
     return wanted
 
 
@@ -105,6 +117,7 @@ def check_formats(formats: Iterable[str], raw: bool) -> list[str]:
 def export_one(name: str, student: Student, folder: Path) -> Exported:
     """Write one format aside, compare it, and move it to its name."""
     form = FORMATS[name]
+    student = student if form.is_graph else student.plain()
     with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as temporary:
         aside = Path(temporary)
         try:
@@ -125,27 +138,15 @@ def export_one(name: str, student: Student, folder: Path) -> Exported:
 
 
 def compare(name: str, student: Student, folder: Path) -> float:
-    """The largest difference of a written file's logits from the student's, as a part of the largest logit."""
-    form = FORMATS[name]
-    path = folder / form.file
+    """The largest difference of a written file's outputs from the student's."""
+    path = folder / FORMATS[name].file
     largest = 0.0
     try:
-        run = form.read(student, path)
-        for images, expected in student.examples(student.raw and form.is_graph):
-            got = run(images)
-            if got.shape != expected.shape:
-                raise RunError(
-                    f"{path.name} is not kept: for {len(images)} images it returns {tuple(got.shape)}, the student "
-                    f"{tuple(expected.shape)}"
-                )
-            peak = float(expected.abs().max())
-            difference = float((got - expected).abs().max()) / (peak or 1.0)
-            if not difference <= TOLERANCE:  # so that NaN is refused
-                raise RunError(
-                    f"{path.name} is not kept: for {len(images)} images its logits differ from the student's by "
-                    f"{difference:.3g} of the largest logit, and {TOLERANCE:g} is allowed"
-                )
-            largest = max(largest, difference)
+        run = FORMATS[name].read(student, path)
+        for inputs, expected in student.examples():
+            largest = max(largest, student.difference(run(*inputs), expected))
+    except Mismatch as mismatch:
+        raise RunError(f"{path.name} is not kept: {mismatch}") from None
     except (OSError, PotstillError):
         raise
     except Exception as error:  # onnx, onnxruntime and torch.export each have their own
@@ -156,16 +157,10 @@ def compare(name: str, student: Student, folder: Path) -> float:
 def describe(name: str, student: Student, difference: float) -> dict[str, Any]:
     """What the JSON beside a graph says."""
     card = student.card
-    pixels = "RGB pixels in 0..1" if student.raw else "RGB pixels in 0..1, normalised: (pixels - mean) / std"
     return {
         "format": name,
         "model": card.model,
-        "input": {"name": "images", "dtype": "float32", "shape": ["batch", *card.input_size], "values": pixels},
-        "output": {
-            "name": "logits" if card.num_classes else "embedding",
-            "dtype": "float32",
-            "shape": ["batch", card.num_classes or student.tapped.spec.embedding_dim],
-        },
+        **student.describe(),
         "mean": list(card.mean),
         "std": list(card.std),
         "normalises": student.raw,

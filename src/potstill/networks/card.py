@@ -10,10 +10,23 @@ from potstill.errors import NetworkError, nearest
 from potstill.files import write_whole
 from potstill.networks.tapped import Taps
 
-__all__ = ["CARD_FILE", "WEIGHTS_FILE", "NetworkCard", "read_card"]
+__all__ = ["CARD_FILE", "WEIGHTS_FILE", "NetworkCard", "Resize", "read_card"]
 
 CARD_FILE = "student.json"
 WEIGHTS_FILE = "student.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Resize:
+    """How images of any size and shape are brought to a network, which sees each whole.
+
+    Attributes:
+        short: the shorter side in pixels.
+        longest: the bound of the longer side, for whose sake the shorter one becomes less.
+    """
+
+    short: int
+    longest: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +42,7 @@ class NetworkCard:
         args: the model's own keyword arguments.
         classes: the names of the classes, in the order of the logits; None where they have none.
         taps: where its features are read; None for the model's own stages.
+        resize: how images were resized for it, keeping their shape; None where they came in ``input_size``.
         load: a line of Python that builds the network and loads its weights without Potstill; None where it is unsaid.
 
     Raises:
@@ -43,6 +57,7 @@ class NetworkCard:
     args: dict[str, Any] = field(default_factory=dict)
     classes: tuple[str, ...] | None = None
     taps: Taps | None = None
+    resize: Resize | None = None
     load: str | None = None
 
     def __post_init__(self) -> None:
@@ -51,6 +66,8 @@ class NetworkCard:
                 object.__setattr__(self, name, tuple(value))
         if isinstance(self.taps, dict):
             object.__setattr__(self, "taps", taps_from(self.taps))
+        if isinstance(self.resize, dict) and set(self.resize) == {"short", "longest"}:
+            object.__setattr__(self, "resize", Resize(**self.resize))
         channels = self.input_size[0] if is_row(self.input_size, int) and self.input_size else 0
         rules = {
             "model": (isinstance(self.model, str) and bool(self.model), "a model's name"),
@@ -71,6 +88,10 @@ class NetworkCard:
                 f"null or the names of all {self.num_classes} classes",
             ),
             "taps": (self.taps is None or isinstance(self.taps, Taps), "null or layers by name"),
+            "resize": (
+                self.resize is None or (isinstance(self.resize, Resize) and is_resize(self.resize)),
+                "null or whole numbers short and longest, 1 or more, longest not less than short",
+            ),
             "load": (self.load is None or isinstance(self.load, str), "null or a line of Python"),
         }
         for name, (holds, expected) in rules.items():
@@ -157,6 +178,11 @@ def refuse_constant(name: str) -> float:
 
 def is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def is_resize(resize: Resize) -> bool:
+    sides = (resize.short, resize.longest)
+    return all(is_count(side) and side > 0 for side in sides) and resize.short <= resize.longest
 
 
 def is_row(value: Any, kind: type) -> bool:

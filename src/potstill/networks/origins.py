@@ -23,6 +23,9 @@ __all__ = ["make_network"]
 # Heads on a backbone of timm's, by the names that stand before the backbone's.
 KINDS: dict[str, Callable[..., nn.Module]] = {**DETECTORS, **SEGMENTERS}
 
+# What a detector of torchvision's does to its images; the loader does that here.
+_TRANSFORM = ("min_size", "max_size", "image_mean", "image_std")
+
 # What a factory that insists on num_classes gets where the weights are to say it: only to be told from theirs, so a
 # number that no data set has.
 _ANY_NUMBER = 1009
@@ -149,6 +152,12 @@ def make_torchvision(name: str, classes: int | None, pretrained: bool, args: dic
 def make_torchvision_dense(name: str, classes: int | None, pretrained: bool, args: dict[str, Any]) -> nn.Module:
     """A detector or segmenter of torchvision's own; with ``pretrained`` COCO's weights, but where classes differ."""
     models = torchvision.models
+    if name.startswith(("maskrcnn", "keypointrcnn", "ssd")):
+        raise NetworkError(
+            f"torchvision/{name} is none of the detectors that are known here: Faster R-CNN, RetinaNet and FCOS on a "
+            "feature pyramid"
+        )
+    refuse_own(args, *_TRANSFORM)
     counts_background = name.startswith("fasterrcnn")
     number = {} if classes is None else {"num_classes": classes + counts_background}
     try:
@@ -167,7 +176,7 @@ def make_torchvision_dense(name: str, classes: int | None, pretrained: bool, arg
 
 def make_headed(kind: str, backbone: str, classes: int | None, pretrained: bool, args: dict[str, Any]) -> nn.Module:
     """A head of torchvision's on a backbone of timm's; with ``pretrained`` the backbone's weights are ImageNet's."""
-    refuse_own(args, "num_classes", "pretrained_backbone")
+    refuse_own(args, "num_classes", "pretrained_backbone", *(_TRANSFORM if kind in DETECTORS else ()))
     if not timm.is_model(backbone):
         raise NetworkError(
             f"unknown model '{kind}/{backbone}': timm has no backbone {backbone!r}."

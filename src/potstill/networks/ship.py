@@ -3,38 +3,31 @@
 import inspect
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import torchvision
 
 from potstill.errors import NetworkError, RunError
-from potstill.files import write_whole
 from potstill.networks.build import build_network
 from potstill.networks.card import CARD_FILE, WEIGHTS_FILE, NetworkCard
-from potstill.networks.cifar import CIFAR_MODELS, family_file
+from potstill.networks.detection import build as detection
+from potstill.networks.detection.tapped import TappedDetector
 from potstill.networks.origins import find_factory, timm_name
+from potstill.networks.package import PACKAGE, package_files, write_package
+from potstill.networks.segmentation import build as segmentation
 from potstill.networks.tap import Tapped
 from potstill.networks.weights import save_weights
 
 __all__ = ["PACKAGE", "how_to_load", "load_student", "ship_student"]
-
-PACKAGE = "student_network"  # the folder, beside the weights, of a network that neither timm nor torchvision has
-
-PACKAGE_INIT = '''"""The network of the weights beside this folder, registered with timm when this package is imported.
-
-Copied from Potstill, under the Apache License 2.0. It needs torch and timm, and no Potstill.
-"""
-
-from . import {family}
-
-__all__ = ["{family}"]
-'''
 
 
 def ship_student(folder: str | Path, tapped: Tapped, card: NetworkCard) -> None:
     """Leave the student in a folder so that it loads where Potstill is not installed.
 
     Written are ``student.safetensors`` (the plain state dict of the network, the same bytes for the same weights),
-    ``student.json`` (the card, with the line of Python that loads the student) and, for a network of the CIFAR zoo, the
-    small package ``student_network`` with its code. Each file is written in one move, and the card last: a folder with
-    a card holds a whole student.
+    ``student.json`` (the card, with the line of Python that loads the student) and, for a network that neither timm nor
+    torchvision has, the small package ``student_network`` with its code. Each file is written in one move, and the card
+    last: a folder with a card holds a whole student.
 
     Args:
         folder: made where it is missing.
@@ -55,16 +48,16 @@ def ship_student(folder: str | Path, tapped: Tapped, card: NetworkCard) -> None:
         ['student.json', 'student.safetensors', 'student_network']
     """
     folder = Path(folder)
-    if card.num_classes != tapped.spec.classes:
+    if card.num_classes != tapped.classes:
         raise NetworkError(
-            f"the card of {card.model!r} says {card.num_classes} classes, and the student has {tapped.spec.classes}"
+            f"the card of {card.model!r} says {card.num_classes} classes, and the student has {tapped.classes}"
         )
-    load = how_to_load(card)
-    zoo_name = name_in_zoo(card.model)
+    load = how_to_load(card, detects=isinstance(tapped, TappedDetector))
+    files = package_files(card.model)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if zoo_name is not None:
-            write_package(folder / PACKAGE, family_file(zoo_name))
+        if files:
+            write_package(folder / PACKAGE, files)
     except OSError as error:
         raise RunError(f"cannot write the student into {folder}: {error.strerror or error}") from error
     save_weights(tapped, folder / WEIGHTS_FILE)
@@ -100,8 +93,14 @@ def load_student(run_folder: str | Path, model: str | None = None) -> Tapped:
     return tapped.eval()
 
 
-def how_to_load(card: NetworkCard) -> str:
+def how_to_load(card: NetworkCard, detects: bool = False) -> str:
     """One line of Python that makes ``network``, in evaluation mode, in the folder of the weights, without Potstill.
+
+    A detector takes what torchvision's take: a list of images of any size in 0..1, which it resizes and normalises.
+
+    Args:
+        card: of the network.
+        detects: whether a network of your own factory is a detector.
 
     Raises:
         NetworkError: a model that is not known.
@@ -113,42 +112,58 @@ def how_to_load(card: NetworkCard) -> str:
     """
     origin, _, name = card.model.rpartition("/")
     state = f"network.load_state_dict(safetensors.torch.load_file({WEIGHTS_FILE!r})); network.eval()"
+    number, own = {"num_classes": card.num_classes}, dict(card.args)
     if ":" in card.model:
         module, _, factory = card.model.partition(":")
-        arguments = call(card, with_classes=takes_classes(card.model))
-        return f"import safetensors.torch; from {module} import {factory}; network = {factory}({arguments}); {state}"
+        made = f"{factory}({written({**number, **own} if takes_classes(card.model) else own)})"
+        more = f"; network.transform = {transform_of(card)}" if detects else ""
+        libraries = "safetensors.torch, torchvision" if detects else "safetensors.torch"
+        return f"import {libraries}; from {module} import {factory}; network = {made}{more}; {state}"
+    if origin in detection.KINDS:
+        given = f"{name!r}, {written({**number, **own, **input_of(card)})}"
+        return f"import safetensors.torch; from {PACKAGE} import {origin}; network = {origin}({given}); {state}"
+    if origin in segmentation.KINDS:
+        given = f"{name!r}, {written({**number, **own})}"
+        return f"import safetensors.torch; from {PACKAGE} import {origin}; network = {origin}({given}); {state}"
     if origin == "torchvision":
-        made = f"torchvision.models.get_model({name!r}, {call(card)})"
+        models = torchvision.models
+        if name in models.list_models(module=models.detection):
+            number["num_classes"] += name.startswith("fasterrcnn")  # which counts background
+            own = {"weights_backbone": None, **own, **input_of(card)}
+        elif name in models.list_models(module=models.segmentation):
+            own = {"weights_backbone": None, **own}  # else those of ImageNet are downloaded, to be overwritten
+        made = f"torchvision.models.get_model({name!r}, {written({**number, **own})})"
         return f"import safetensors.torch, torchvision; network = {made}; {state}"
-    imports = "timm" if name_in_zoo(card.model) is None else f"{PACKAGE}, timm"
-    arguments = f"{timm_name(origin, name)!r}, {call(card)}, checkpoint_path={WEIGHTS_FILE!r}"
+    imports = "timm" if not package_files(card.model) else f"{PACKAGE}, timm"
+    arguments = f"{timm_name(origin, name)!r}, {written({**number, **own})}, checkpoint_path={WEIGHTS_FILE!r}"
     return f"import {imports}; network = timm.create_model({arguments}).eval()"
 
 
-def call(card: NetworkCard, with_classes: bool = True) -> str:
-    """The arguments of the call that builds the network."""
-    arguments = {"num_classes": card.num_classes} if with_classes else {}
-    return ", ".join(f"{name}={value!r}" for name, value in {**arguments, **card.args}.items())
+def written(arguments: dict[str, Any]) -> str:
+    """Arguments as they stand in a call."""
+    return ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+
+
+def input_of(card: NetworkCard) -> dict[str, Any]:
+    """What a detector of torchvision's is told of its images: how they are resized and normalised."""
+    short, longest = sides_of(card)
+    return {"min_size": short, "max_size": longest, "image_mean": list(card.mean), "image_std": list(card.std)}
+
+
+def transform_of(card: NetworkCard) -> str:
+    """The same, as the part of a detector that does it."""
+    given = ", ".join(map(repr, input_of(card).values()))
+    return f"torchvision.models.detection.transform.GeneralizedRCNNTransform({given})"
+
+
+def sides_of(card: NetworkCard) -> tuple[int, int]:
+    """The shorter side of a detector's images, and the bound of the longer one."""
+    if card.resize is not None:
+        return card.resize.short, card.resize.longest
+    return min(card.input_size[1:]), max(card.input_size[1:])
 
 
 def takes_classes(model: str) -> bool:
     """Whether a user's factory is given ``num_classes`` when the network is built."""
     parameters = inspect.signature(find_factory(model)).parameters
     return "num_classes" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-
-
-def name_in_zoo(model: str) -> str | None:
-    """The name under which timm knows a network of the CIFAR zoo; None for any other network."""
-    origin, _, name = model.rpartition("/")
-    if ":" in model or origin == "torchvision":
-        return None
-    known = timm_name(origin, name)
-    return known if known in CIFAR_MODELS.values() else None
-
-
-def write_package(folder: Path, family: Path) -> None:
-    """Copy a family's file and the one that it builds on, and write the ``__init__.py`` that imports it."""
-    folder.mkdir(exist_ok=True)
-    for source in (family.with_name("base.py"), family):
-        write_whole(folder / source.name, source.read_bytes())
-    write_whole(folder / "__init__.py", PACKAGE_INIT.format(family=family.stem))

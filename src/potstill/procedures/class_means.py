@@ -17,6 +17,7 @@ from potstill.files import write_whole
 from potstill.networks.detection.tapped import TappedDetector
 from potstill.networks.teacher import Teacher
 from potstill.procedures.data import Data
+from potstill.procedures.scenes import each_alone
 from potstill.training.distributed import Processes
 from potstill.training.folder import RunFolder
 
@@ -69,9 +70,11 @@ def collect_class_means(teacher: Teacher, data: Data, policy: str, processes: Pr
         for batch in batches:
             if batch.weight == 0:  # a filler's image has been seen already
                 continue
-            embedding, targets = _of_regions(teacher, batch) if detects else (None, batch.targets)
-            if targets is not None:
-                means.add(teacher(batch.images).embedding if embedding is None else embedding, targets)
+            if detects and batch.objects is not None:
+                for part in each_alone(batch, batch.objects.sizes):
+                    means.add(*_of_regions(teacher, part))
+            elif batch.targets is not None:
+                means.add(teacher(batch.images).embedding, batch.targets)
     means.sum_over(processes.sum)
     return means.means().float().cpu()
 
@@ -79,8 +82,8 @@ def collect_class_means(teacher: Teacher, data: Data, policy: str, processes: Pr
 def _of_regions(teacher: Teacher, batch: Batch) -> tuple[Tensor, Tensor]:
     """The embeddings and classes of all regions that a detecting teacher proposes, the objects' own boxes among them.
 
-    Nothing is drawn, so the means do not depend on how the images are divided between processes. ND's authors take the
-    regions that a detector in training draws.
+    Nothing is drawn, and each image is padded by itself, so the means do not depend on how the images are divided
+    between batches and processes. ND's authors take the regions that a detector in training draws.
     """
     levels = teacher(batch.images, maps=True).maps
     regions = teacher.network.propose(batch.images, levels, batch.objects)  # type: ignore[operator]

@@ -96,20 +96,22 @@ def _masks(recipe: Recipe, judged: Any, teacher: Teacher | None, data: Data, pro
 
 def _faces(recipe: Recipe, judged: Any, teacher: Teacher | None, data: Data, processes: Processes) -> Ending:
     judge, far, row = FaceJudge(judged, data, processes, autocast_of(recipe), recipe.data.far), recipe.data.far, {}
-    curves = {}
-    if data.test is not None:
-        curves["student"] = receiver_curve(judge.embedded(), data)
+    curves, test, aligned = {}, data.test, {}
+    if test is not None:
+        aligned = {"alignment": {"learned": test.learned, "judged": test.alignment}}
+    if data.val is not None:
+        curves["student"] = receiver_curve(judge.embedded(), test)
         if teacher is not None:
             embedded = embed(lambda images: teacher(images).embedding, data, processes)
-            row, curves["teacher"] = measured(embedded, data, far), receiver_curve(embedded, data)
+            row, curves["teacher"] = measured(embedded, test, far), receiver_curve(embedded, test)
     if teacher is not None and processes.main:
-        row |= asdict(measure_cost(teacher.network, data.input_size))
+        row |= asdict(measure_cost(teacher.network, (3, *(teacher.input_size or (data.size, data.size)))))
 
     def write(folder: Path) -> None:
         if curves:
             write_whole(folder / "roc.json", json.dumps(curves) + "\n")
 
-    return Ending(row, write)
+    return Ending(row, write, aligned)
 
 
 def _knows_the_classes(recipe: Recipe, teacher: Teacher, data: Data) -> bool:

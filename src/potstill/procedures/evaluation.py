@@ -1,17 +1,20 @@
 """Judging a finished network: its accuracy on its own validation images, or on others."""
 
 import copy
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from potstill.config import Recipe
+from potstill.config import DataConfig, Recipe
+from potstill.data.faces import open_test, otherwise_aligned
 from potstill.data.source import Source, Split
 from potstill.errors import DataError, RecipeError, nearest
 from potstill.networks.ship import load_student
 from potstill.networks.tap import Tapped
 from potstill.procedures.data import all_skipped, evaluation_loader, prepare_data
+from potstill.procedures.faces import embed_images, embedding_of, measured, told_by
 from potstill.procedures.networks import class_names, network_of
 from potstill.procedures.opening import open_split, resolve_data
 from potstill.procedures.scenes import SCENE_TASKS
@@ -19,8 +22,11 @@ from potstill.procedures.speed import autocast_of
 from potstill.procedures.tasks import judge_of, must_fit
 from potstill.tasks.classification import evaluate
 from potstill.training.distributed import Processes
+from potstill.training.folder import RunFolder
 
 __all__ = ["Evaluation", "evaluate_network"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +38,7 @@ class Evaluation:
         skipped: how many damaged ones were left out.
         data: what they are.
         note: how they came to be the ones, said out loud.
-        accuracies: ``top1`` and ``top5`` in percent, ``val_loss``.
+        accuracies: ``top1`` and ``top5`` in percent, ``val_loss``; of other tasks their own values.
     """
 
     images: int
@@ -61,6 +67,8 @@ def evaluate_network(recipe: Recipe, processes: Processes) -> Evaluation:
     if config.weights is None and not config.pretrained:
         raise RecipeError("There is nothing to judge: name a run's folder, or student.model and student.weights.")
     network = _network(recipe)
+    if recipe.task == "faces":
+        return _of_faces(recipe, network, processes)
     split = open_split(recipe)
     source = split.val if split.val is not None else split.train
     note = (
@@ -79,7 +87,7 @@ def evaluate_network(recipe: Recipe, processes: Processes) -> Evaluation:
 
 
 def _of_another_task(recipe: Recipe, network: Tapped, split: Split, note: str, processes: Processes) -> Evaluation:
-    """Detection, segmentation and faces are judged as a run judges its student."""
+    """Detection and segmentation are judged as a run judges its student."""
     must_fit(recipe, network)
     if split.val is None:
         raise DataError(f"There is nothing to judge by: {note} Name a part that is there (data.judged), or other data.")
@@ -87,7 +95,7 @@ def _of_another_task(recipe: Recipe, network: Tapped, split: Split, note: str, p
     recipe = recipe.model_copy(update={"data": own})
     recipe = recipe.model_copy(update={"data": resolve_data(recipe, split.train)})
     names = class_names(recipe.student.weights)
-    if recipe.task != "faces" and names is not None and names != split.val.classes:
+    if names is not None and names != split.val.classes:
         raise DataError(
             f"{split.val.name} has the classes {', '.join(split.val.classes)}, and the network {', '.join(names)}; "
             "they must be the same, in one order."
@@ -97,6 +105,43 @@ def _of_another_task(recipe: Recipe, network: Tapped, split: Split, note: str, p
     values = judge_of(recipe, network, network, None, data, processes).values(None)
     skipped = all_skipped(processes.gathered({"val": data.skipped["val"]}))["val"]
     return Evaluation(len(split.val) - len(skipped), len(skipped), split.val.name, note, values)
+
+
+def _of_faces(recipe: Recipe, network: Tapped, processes: Processes) -> Evaluation:
+    """Faces are judged by a protocol alone, or by people that are kept apart; those learned from are not looked at."""
+    must_fit(recipe, network)
+    config = recipe.data
+    test, note = open_test(
+        config.path, config.protocol, source=config.source, val_fraction=config.val_fraction, seed=config.split_seed
+    )
+    images = test.images
+    if images is None:
+        raise DataError(f"There is nothing to judge by: {note}")
+    told_by(test, config.far)
+    own = {**_own_input(recipe, network), "split_seed": DataConfig().split_seed}  # which has been read
+    recipe = recipe.model_copy(update={"data": config.model_copy(update=own)})
+    data = resolve_data(recipe, images)
+    built_for = getattr(network.network, "img_size", None)
+    if isinstance(built_for, tuple) and built_for != (data.size, data.size):
+        raise DataError(
+            f"data.size={data.size} cannot be: the network was built for images of {built_for[0]} x {built_for[1]}. "
+            "Leave data.size out."
+        )
+    if said := _otherwise_aligned(recipe.student.weights, test.alignment):
+        log.warning(said)
+    loaded = evaluation_loader(recipe.model_copy(update={"data": data}), images, processes)
+    embedding = embedding_of(network.to(processes.device), autocast_of(recipe))
+    found = embed_images(embedding, loaded.loader, loaded.source, test, processes)
+    skipped = all_skipped(processes.gathered({"val": loaded.skipped}))["val"]
+    values = measured(found, test, config.far)
+    return Evaluation(len(images) - len(skipped), len(skipped), images.name, note, values)
+
+
+def _otherwise_aligned(weights: str | None, judged: str | None) -> str | None:
+    """A warning where a run's folder says that it learned from faces that are placed otherwise."""
+    result = RunFolder(weights).result() if weights is not None and Path(weights).is_dir() else None
+    known = (result or {}).get("alignment")
+    return otherwise_aligned(known.get("learned"), judged) if isinstance(known, dict) else None
 
 
 def _network(recipe: Recipe) -> Tapped:

@@ -1,7 +1,9 @@
 """From a recipe's student and teacher sections to networks, and to the objective between them."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -9,15 +11,17 @@ from potstill.config import NetworkConfig, Recipe, TeacherConfig
 from potstill.data.views import image_size
 from potstill.errors import RecipeError
 from potstill.methods.base import Setting
+from potstill.methods.margins import Margin
 from potstill.methods.objective import Objective, check_terms
 from potstill.methods.registry import find_method
 from potstill.networks.build import build_network
-from potstill.networks.card import NetworkCard, read_card
-from potstill.networks.faces import identity_scale
+from potstill.networks.card import NetworkCard, Resize, read_card
+from potstill.networks.faces import FACE_MODELS, identity_scale
 from potstill.networks.peers import Peers
 from potstill.networks.tap import Tapped, Taps
 from potstill.networks.teacher import Teacher
 from potstill.procedures.data import DataFacts
+from potstill.procedures.tasks import own_term
 from potstill.training.distributed import Processes
 
 __all__ = [
@@ -32,6 +36,9 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
+
+# Networks for faces that read each place of their last map by itself, and so are built for one size of images.
+_OF_ONE_SIZE = frozenset(FACE_MODELS) - {"face_backbone"}
 
 # What is not a run's, such as bare weights that are judged, is computed in float32 where nothing else is said.
 DTYPES: dict[str, torch.dtype] = {
@@ -53,8 +60,18 @@ def network_of(config: NetworkConfig, classes: int | None, size: int | tuple[int
     taps = Taps(**config.taps.model_dump()) if config.taps else None
     return build_network(
         config.model, classes=classes, weights=config.weights, pretrained=config.pretrained,
-        args=dict(config.args), taps=taps, input_size=(3, *image_size(size)) if size else None,
+        args=_arguments(config, size), taps=taps, input_size=(3, *image_size(size)) if size else None,
     )  # fmt: skip
+
+
+def _arguments(config: NetworkConfig, size: int | tuple[int, int] | None) -> dict[str, Any]:
+    """The section's arguments, with the images' side where the network is built for one and the section says none."""
+    args, name = dict(config.args), (config.model or "").rpartition("/")[2]
+    of_a_run = config.weights is not None and Path(config.weights).is_dir()  # whose card has the arguments
+    if size is None or of_a_run or name not in _OF_ONE_SIZE or "img_size" in args:
+        return args
+    height, width = image_size(size)
+    return {**args, "img_size": height if height == width else [height, width]}
 
 
 def class_names(weights: str | None) -> tuple[str, ...] | None:
@@ -164,6 +181,8 @@ def build_objective(recipe: Recipe, setting: Setting, data: DataFacts) -> Object
     """
     terms, student, teacher = recipe.objective, setting.student, setting.teacher
     check_terms(terms, labels=data.labelled, teacher=teacher is not None)  # before a method misses the classes
+    classes = {name: find_method(name).needs for name in terms}
+    _must_be_there(recipe, setting, [name for name, need in classes.items() if "logits" in need.student | need.teacher])
     objective = Objective(setting, terms)
     if teacher and not objective.needs.taught and recipe.procedure.name == "joint":
         raise RecipeError(
@@ -196,20 +215,22 @@ def build_objective(recipe: Recipe, setting: Setting, data: DataFacts) -> Object
                 f"The teacher's classes are not the data's: it has {', '.join(differing[:3])}"
                 f"{', ...' if len(differing) > 3 else ''}, but {' and '.join(objective.compares_logits)} compares the "
                 "two networks' logits class by class. Use a teacher trained on these classes, or an objective that "
-                "reads features only, such as {ce: 1, pefd: 25}."
+                f"reads features only, such as {{{own_term(recipe.task)}: 1, pefd: 25}}."
             )
     if teacher and objective.compares_logits and data.labelled and teacher.classes != student.classes:
         names = " and ".join(objective.compares_logits)
         raise RecipeError(
             f"The teacher has {teacher.classes} classes and the student {student.classes}, but {names} "
             "compares the two networks' logits class by class. Use a teacher trained on these classes, or an objective "
-            "that reads features only, such as {ce: 1, pefd: 25}."
+            f"that reads features only, such as {{{own_term(recipe.task)}: 1, pefd: 25}}."
         )
     return objective
 
 
 # Methods that keep something for each image, or compare whole networks; a detector's rows are regions.
 _OF_IMAGES = ("crd", "mutual", "dgkd", "cid", "srrl", "afd")
+# Methods that take an image's embedding and its logits, or its class, together; a mask names pixels.
+_OF_CLASSED_IMAGES = ("crd", "cid", "srrl")
 
 
 def _fits_the_task(recipe: Recipe, objective: Objective, setting: Setting) -> None:
@@ -222,9 +243,10 @@ def _fits_the_task(recipe: Recipe, objective: Objective, setting: Setting) -> No
     own = {name: method.needs for name, method in objective.methods.items()}
     if task != "detection" and "losses" in needs.student:
         raise RecipeError(f"task of the objective is for task=detection; with task={task} take ce or a margin.")
-    if task == "segmentation" and (idle := [name for name, need in own.items() if need.class_means]):
+    classed = [name for name, need in own.items() if need.class_means or name in _OF_CLASSED_IMAGES]
+    if task == "segmentation" and classed:
         raise RecipeError(
-            f"{' and '.join(idle)} of the objective compares embeddings with class means, and in segmentation an image "
+            f"{' and '.join(classed)} of the objective compares images by their classes, and in segmentation an image "
             "has no one class. Take terms of pixels (kd, dkd, dist) or of maps (pefd_maps, at, reviewkd)."
         )
     if task != "detection":
@@ -234,29 +256,39 @@ def _fits_the_task(recipe: Recipe, objective: Objective, setting: Setting) -> No
             f"{' and '.join(images)} of the objective is for whole images; a detector's rows are regions."
         )
     rows = [name for name, need in own.items() if (need.student | need.teacher) & {"logits", "embedding"}]
-    dense = [
-        who for who, spec in (("student", setting.student), ("teacher", setting.teacher)) if spec and not spec.classes
-    ]
-    if rows and dense:
+    _must_be_there(recipe, setting, rows)
+    if "losses" not in needs.student:
+        log.warning(
+            "No term of the objective is the detector's own losses: its proposals and boxes stay as they were drawn. "
+            "Add task."
+        )
+
+
+def _must_be_there(recipe: Recipe, setting: Setting, rows: Sequence[str]) -> None:
+    """Refuse terms that read regions where a detector looks at none."""
+    networks = {"student": setting.student, "teacher": setting.teacher}
+    dense = [who for who, spec in networks.items() if spec is not None and not spec.classes]
+    if recipe.task == "detection" and rows and dense:
         raise RecipeError(
             f"{' and '.join(rows)} of the objective reads regions, and the {' and the '.join(dense)} looks at none: "
             "RetinaNet and FCOS name every place of their pyramid. Take terms of the pyramid (pefd_maps, at, "
-            "reviewkd), or fasterrcnn for both."
+            "fitnets), or fasterrcnn for both."
         )
 
 
 def student_card(recipe: Recipe, student: Tapped, data: DataFacts) -> NetworkCard:
     """What ``student.json`` says of the student."""
     config = recipe.student
-    model, args = config.model, config.args
+    model, args = config.model, _arguments(config, data.input_size[1:])
     taps = Taps(**config.taps.model_dump()) if config.taps else None
-    if model is None and config.weights is not None:
+    if config.weights is not None and Path(config.weights).is_dir():
         card = read_card(Path(config.weights))
-        model, args, taps = card.model, card.args, card.taps
+        model, args, taps = card.model, card.args, taps or card.taps
     return NetworkCard(
         model=str(model), args=dict(args), num_classes=student.classes,
         classes=data.classes or None,
         mean=data.mean, std=data.std, input_size=data.input_size, taps=taps,
+        resize=None if data.longest is None else Resize(data.size, data.longest),
     )  # fmt: skip
 
 

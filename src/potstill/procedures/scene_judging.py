@@ -7,12 +7,14 @@ import torch
 from torch import Tensor
 
 from potstill.batch import Batch
+from potstill.data.scene_view import fitted
 from potstill.methods.objective import Objective
 from potstill.networks.detection.tapped import TappedDetector
 from potstill.networks.features import Features
 from potstill.networks.tapped import Tapped
 from potstill.objects import Size
 from potstill.procedures.data import Data
+from potstill.procedures.scenes import each_alone
 from potstill.tasks.detection import AveragePrecision
 from potstill.tasks.segmentation import MeanIoU
 from potstill.training.distributed import Processes
@@ -103,17 +105,22 @@ def name_pixels(
         processes: this process and the others.
         observe: see :meth:`SegmentationJudge.look`.
     """
-    if data.val is None:
+    source: Any = data.judged
+    if data.val is None or source is None:
         return None
     found = MeanIoU(data.classes, processes.device)
     for step in data.val.epoch(0):
         for batch in step:
             if batch.weight == 0 or batch.targets is None:
                 continue
-            named = logits(batch.images).argmax(1)
-            found.add(named, batch.targets)
-            if observe is not None:
-                observe(batch, named)
+            originals = [source.size(index) for index in batch.index.tolist()]
+            sizes = [fitted(height, width, data.size, data.longest or 0) for height, width in originals]
+            for part in each_alone(batch, sizes):
+                named = logits(part.images).argmax(1)
+                assert part.targets is not None
+                found.add(named, part.targets)
+                if observe is not None:
+                    observe(part, named)
     return found
 
 
@@ -145,12 +152,14 @@ def look_for(
 
 def _in_files(detect: Detect, batch: Batch) -> list[tuple[int, dict[str, Tensor]]]:
     """Each image's number and what was found in it, in pixels of its file."""
-    objects = batch.objects
-    if batch.weight == 0 or objects is None:
-        return []
-    found = detect(batch.images, objects.sizes)
-    placed = []
-    for index, one, size, full in zip(batch.index.tolist(), found, objects.sizes, objects.originals, strict=True):
-        scale = one["boxes"].new_tensor([full[1] / size[1], full[0] / size[0]] * 2)
-        placed.append((index, {**one, "boxes": one["boxes"] * scale}))
+    placed: list[tuple[int, dict[str, Tensor]]] = []
+    if batch.weight == 0 or batch.objects is None:
+        return placed
+    for part in each_alone(batch, batch.objects.sizes):
+        objects = part.objects
+        assert objects is not None
+        found = detect(part.images, objects.sizes)
+        for index, one, size, full in zip(part.index.tolist(), found, objects.sizes, objects.originals, strict=True):
+            scale = one["boxes"].new_tensor([full[1] / size[1], full[0] / size[0]] * 2)
+            placed.append((index, {**one, "boxes": one["boxes"] * scale}))
     return placed

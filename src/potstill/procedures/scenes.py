@@ -1,21 +1,27 @@
 """From a recipe's data section to the loaders of detection and segmentation."""
 
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from potstill.batch import Batch
 from potstill.config import DataConfig, Recipe
 from potstill.data.decode import decoding
 from potstill.data.order import Plan
+from potstill.data.scene_decoder import padded
 from potstill.data.scene_loader import SceneLoader
 from potstill.data.scene_view import SceneAugmentation, SceneEvaluation, SceneView
 from potstill.data.scenes import open_scenes
 from potstill.data.source import Source, Split
 from potstill.data.workers import decoding_workers
 from potstill.errors import DataError
+from potstill.objects import Objects, Size
 from potstill.training.distributed import Processes
 
-__all__ = ["SCENE_TASKS", "open_scene_split", "prepare_scenes", "resolve_scenes"]
+__all__ = ["SCENE_TASKS", "each_alone", "open_scene_split", "prepare_scenes", "resolve_scenes"]
 
 SCENE_TASKS = ("detection", "segmentation")
 
@@ -31,6 +37,8 @@ _UNREAD = {
     "draft": "boxes are pixels of the full image", "image_column": "it is for Parquet files",
     "label_column": "it is for Parquet files", "protocol": "it is for task=faces", "far": "it is for task=faces",
 }  # fmt: skip
+
+_RESOLVED = {"loader": "streaming", "crop": "none", "draft": False, "order": "full"}  # what a resolved section has
 
 
 def open_scene_split(config: DataConfig, task: str) -> Split:
@@ -58,7 +66,7 @@ def resolve_scenes(config: DataConfig, source: Source, task: str) -> DataConfig:
     own, problems = DataConfig(), []
     for name, reason in _UNREAD.items():
         value = getattr(config, name)
-        said = {"loader": "streaming", "crop": "none", "draft": False}.get(name)  # what a resolved section has
+        said = _RESOLVED.get(name)
         if value not in (getattr(own, name), said):
             problems.append(f"data.{name}={value} does nothing with task={task}: {reason}. Leave it out.")
     if problems:
@@ -68,8 +76,7 @@ def resolve_scenes(config: DataConfig, source: Source, task: str) -> DataConfig:
     return config.model_copy(
         update={
             "size": size, "sizes": sizes, "longest": config.longest or round(max(size, *sizes) * _LONGEST),
-            "crop": "none", "flip": source.mirrors if config.flip is None else config.flip, "loader": "streaming",
-            "order": "full", "draft": False,
+            "flip": source.mirrors if config.flip is None else config.flip, **_RESOLVED,
             "mean": config.mean or source.statistics.mean, "std": config.std or source.statistics.std,
         }
     )  # fmt: skip
@@ -101,6 +108,38 @@ def prepare_scenes(recipe: Recipe, split: Split, processes: Processes) -> dict[s
         "augmentation": view, "samples": len(train), "decoding": decoding(draft=False), "in_use": train.identity,
         "skipped": {"train": learnt.skipped, "val": judged.skipped if judged else {}}, "judged": split.val,
     }  # fmt: skip
+
+
+def each_alone(batch: Batch, sizes: Sequence[Size]) -> Iterator[Batch]:
+    """A batch's images, each padded as if it were by itself; those that come to one size together.
+
+    What a network makes of an image near its right and lower edge depends on the padding, and a batch is padded to its
+    largest image. So what is measured would depend on the batch size and the number of processes.
+
+    Args:
+        batch: of a loader of scenes.
+        sizes: (height, width) of each image inside it.
+    """
+    rows: dict[Size, list[int]] = defaultdict(list)
+    for row, size in enumerate(sizes):
+        rows[padded([size])].append(row)
+    for (height, width), chosen in rows.items():
+        objects = batch.objects
+        yield replace(
+            batch,
+            images=batch.images[chosen, :, :height, :width],
+            targets=None if batch.targets is None else batch.targets[chosen, :height, :width],
+            index=batch.index[chosen],
+            view=batch.view[chosen],
+            objects=None if objects is None else _some(objects, chosen),
+        )
+
+
+def _some(objects: Objects, rows: Sequence[int]) -> Objects:
+    return Objects(
+        tuple(objects.boxes[row] for row in rows), tuple(objects.labels[row] for row in rows),
+        tuple(objects.sizes[row] for row in rows), tuple(objects.originals[row] for row in rows),
+    )  # fmt: skip
 
 
 def _loader(recipe: Recipe, source: Any, view: SceneView | None, processes: Processes) -> SceneLoader:

@@ -250,8 +250,10 @@ def tap_detector(network: Any, input_size: tuple[int, int, int]) -> TappedDetect
             box = images.new_tensor([[0.0, 0.0, width, height]])
             network.roi_heads.box_roi_pool(levels, [box] * len(images), [(height, width)] * len(images))
 
+    side = max(input_size[1:])  # of a map of one place the longer side tells more
+
     def specs(found: dict[str, Tensor]) -> tuple[MapSpec, ...]:
-        return tuple(MapSpec(n, m.shape[1], stride_of(input_size[1], m.shape[2])) for n, m in found.items())
+        return tuple(MapSpec(n, m.shape[1], stride_of(side, max(m.shape[2:]))) for n, m in found.items())
 
     if isinstance(network, FasterRCNN):
         predictor = network.roi_heads.box_predictor
