@@ -11,8 +11,11 @@ from potstill.batch import Batch
 from potstill.config import Recipe
 from potstill.methods.base import Known
 from potstill.networks.teacher import Teacher
+from potstill.objects import Objects
 from potstill.procedures.data import DataFacts
 from potstill.procedures.networks import build_objective, build_setting, network_of
+from potstill.procedures.phases import Phase
+from potstill.procedures.tasks import must_fit, step_of, terms_of
 from potstill.recipe import load_recipe
 from potstill.training.distributed import Processes
 from potstill.training.optimizers import make_optimizer
@@ -20,6 +23,8 @@ from potstill.training.step import TrainingStep
 
 ROOT = Path(__file__).resolve().parent.parent / "recipes"
 FILES = sorted(path.relative_to(ROOT) for path in ROOT.glob("*/*/*.yaml"))
+TASKS = ("detection", "segmentation", "faces")
+OTHERS = sorted(path.relative_to(ROOT) for task in TASKS for path in (ROOT / task).glob("*.yaml"))
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 IMAGES = 4
 
@@ -89,3 +94,53 @@ def test_a_step(path: Path):
     assert all(math.isfinite(loss.item()) for loss in losses.values()), losses
     moved = [not torch.equal(old, new) for old, new in zip(before, student.parameters(), strict=True)]
     assert all(moved), f"{moved.count(False)} of the student's {len(moved)} parameters did not train"
+
+
+SIDE = 64
+SMALLER = [f"data.size={SIDE}", "student.pretrained=false", "precision=fp32", "teacher.fold=false"]
+
+
+def drawn(task: str, images: torch.Tensor) -> Batch:
+    """A batch of two images of different sizes with an object each, of two people, or with a class for each pixel."""
+    index = torch.arange(len(images))
+    if task == "faces":
+        return Batch(images, index, index, torch.zeros_like(index))
+    if task == "segmentation":
+        return Batch(images, torch.randint(3, (len(images), *images.shape[2:])), index, torch.zeros_like(index))
+    boxes = tuple(torch.tensor([[8.0, 8.0, 40.0 + 4 * k, 48.0]]) for k in range(len(images)))
+    sizes = tuple((SIDE, 80 + 8 * k) for k in range(len(images)))
+    objects = Objects(boxes, tuple(torch.tensor([k]) for k in range(len(images))), sizes, sizes)
+    return Batch(images, None, index, torch.zeros_like(index), objects=objects)
+
+
+@pytest.mark.parametrize(
+    "path", [pytest.param(f, marks=pytest.mark.long if "r101" in f.name else ()) for f in OTHERS], ids=str
+)
+def test_a_step_of_another_task(path: Path):
+    """As above, of detectors, of networks for segmentation and for faces; the images are smaller than the recipe's."""
+    taught = "teacher:" in (ROOT / path).read_text(encoding="utf-8")
+    recipe, processes = load_recipe(ROOT / path, SMALLER if taught else SMALLER[:-1]), Processes(torch.device("cpu"))
+    recipe = recipe.model_copy(update={"objective": recipe.objective or terms_of(recipe.task, taught=False)})
+    longest = None if recipe.task == "faces" else 107
+    data = DataFacts(
+        classes=("a", "b", "c"), mean=MEAN, std=STD, size=SIDE, notes=(), found=(8, 4), identity="none", longest=longest
+    )
+    torch.manual_seed(0)
+    student, teacher = network_of(recipe.student, len(data.classes), data.input_size[1:]), None
+    must_fit(recipe, student)
+    if recipe.teacher is not None:
+        network = network_of(recipe.teacher, len(data.classes), data.input_size[1:])
+        teacher = Teacher(network, mean=MEAN, std=STD, student_mean=MEAN, student_std=STD, fold=False)
+    objective = build_objective(recipe, build_setting(recipe, student, teacher, data, processes), data)
+    means = torch.rand(len(data.classes) + 1, teacher.spec.embedding_dim) if teacher else None  # and background's
+    objective.prepare(Known(None, means))
+    objective.start_epoch(recipe.epochs - 1)
+    step = step_of(recipe, student, Phase("joint", objective, recipe.epochs), teacher)
+    step.train()
+    batch = drawn(recipe.task, torch.randn(2, *data.input_size))
+    losses, _ = step(batch, teacher(batch.images, **step.teacher_reads) if teacher else None)
+    losses["total"].backward()
+    assert set(losses) == {*recipe.objective, "total"}
+    assert all(math.isfinite(loss.item()) for loss in losses.values()), losses
+    still = [name for name, p in student.named_parameters() if p.requires_grad and p.grad is None]
+    assert not still, f"no gradient reaches {still}"

@@ -59,6 +59,7 @@ def _built(name: str, teacher: str) -> Method | None:
     setting = Setting(
         student.spec, network.spec, samples=100, batch_size=8, peers=1,
         classifier=network.classifier(), norms=network.norms(),
+        identity_scale=64.0,  # as of a network for faces, without which margins could not be built
     )  # fmt: skip
     try:
         return build_method(name, setting)

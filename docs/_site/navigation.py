@@ -7,7 +7,7 @@ __all__ = ["BELOW", "setup"]
 # The pages below a page, by caption. The Markdown files do not say it themselves: elsewhere it would be read as text.
 BELOW = {
     "index": {
-        "Start": ["quickstart", "own-images", "own-network", "own-method"],
+        "Start": ["quickstart", "own-images", "detection", "segmentation", "faces", "own-network", "own-method"],
         "Decide": ["choosing", "methods/index", "reading-a-report", "results"],
         "Use": ["training", "store", "large-data", "profiling", "studies", "race", "watching", "zoo"],
         "Look up": ["api/index", "performance", "architecture", "decisions", "contributing", "changelog"],

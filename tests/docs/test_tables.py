@@ -14,18 +14,29 @@ from tests.docs.documents import TEXTS, prose, rows
 from potstill.config import Recipe, TeacherConfig
 from potstill.methods import hyper_parameters, methods
 from potstill.networks.cifar import CIFAR_MODELS
+from potstill.networks.faces import FACE_MODELS
 from potstill.projectors import ProjectorEnsemble
 
 
-def test_the_table_of_the_zoo_is_what_the_networks_are():
+def built(name: str, side: int, num_classes: int) -> tuple[Any, str]:
+    """A network without memory for its weights, and its taps as the table writes them."""
+    with torch.device("meta"):
+        network = timm.create_model(name, num_classes=num_classes).eval()
+        ends = network.forward_intermediates(torch.zeros(2, 3, side, side), intermediates_only=True)
+    return network, ", ".join(f"{end.shape[1]}@{end.shape[2]}" for end in ends)
+
+
+def test_the_tables_of_the_zoo_are_what_the_networks_are():
     found = {}
     for name, known in CIFAR_MODELS.items():
-        with torch.device("meta"):
-            network = timm.create_model(known, num_classes=100).eval()
-            ends = network.forward_intermediates(torch.zeros(2, 3, 32, 32), intermediates_only=True)
+        network, taps = built(known, 32, num_classes=100)
         parameters = sum(parameter.numel() for parameter in network.parameters())
-        taps = ", ".join(f"{end.shape[1]}@{end.shape[2]}" for end in ends)
         found[f"`{name}`"] = [f"`{known}`", f"{parameters:,}", taps, str(network.num_features)]
+    for name in FACE_MODELS:
+        if name != "face_backbone":  # of any backbone
+            network, taps = built(name, 112, num_classes=0)
+            parameters = sum(parameter.numel() for parameter in network.parameters())
+            found[f"`faces/{name}`"] = [f"{parameters:,}", taps, str(network.num_features)]
     table = {first: rest for first, *rest in rows(TEXTS["docs/zoo.md"]) if first.startswith("`")}
     assert table == found
     assert f"the {len(CIFAR_MODELS)} CIFAR networks" in TEXTS["README.md"]

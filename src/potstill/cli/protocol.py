@@ -24,7 +24,9 @@ def protocol(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A folder that is not there yet.", show_default=False)],
     people: Annotated[
         int | None,
-        typer.Option("--people", help="How many are kept to judge by; a fifth of them by default.", show_default=False),
+        typer.Option(
+            "--people", help="How many are kept to judge by; a fifth by default, three at least.", show_default=False
+        ),
     ] = None,
     gallery_images: Annotated[
         int, typer.Option("--gallery-images", help="Images of a person's first template.")
@@ -75,7 +77,7 @@ def _make(
             "and those judged by would not. Give a folder of images that are cut out already."
         )
     source = FolderSource(folder)
-    kept = round(0.2 * len(source.classes)) if people is None else people
+    kept = max(3, round(0.2 * len(source.classes))) if people is None else people
     learned, judged = split_people(folder, kept, seed)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -244,11 +244,12 @@ def _test(path: Path) -> FaceTest:
     if path.suffix == ".bin":
         pairs, template = read_bin(path), None
     elif path.suffix == ".txt":
-        pairs = read_pairs(path, path.parent)
-        people = _aligned(FolderSource(path.parent, statistics=FACES))
-        template = _template(people)
-        if template is not None and isinstance(pairs.images, Subset):
-            pairs = replace(pairs, images=subset(people, pairs.images.indices))
+        pairs, template = read_pairs(path, path.parent), None
+        some = pairs.images
+        if isinstance(some, Subset) and isinstance(some.source, FolderSource):
+            people = _aligned(some.source)
+            template = _template(people)
+            pairs = replace(pairs, images=subset(people, some.indices))
     else:
         protocols = read_protocols(path)
         images = ProtocolFaces(protocols[0])
@@ -264,7 +265,7 @@ def _all_compared(people: Source, name: str) -> FaceTest:
             f"{len(people.classes)} people would be judged by, who have {len(people):,} images: too many to compare "
             f"all with each other (at most {_MOST_COMPARED:,}). Give data.protocol, or a smaller data.val_fraction."
         )
-    first, second = np.triu_indices(len(people), 1)
+    first, second = (part.astype(np.int32) for part in np.triu_indices(len(people), 1))
     labels = np.asarray(people.labels)
     pairs = PairSet(name, people, first, second, labels[first] == labels[second], folds=1)
     return FaceTest(people, np.ones(len(people), bool), pairs, alignment=_template(people))

@@ -7,19 +7,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from potstill.config import Recipe
 from potstill.data.faces import FaceTest
 from potstill.data.source import Source, Subset
-from potstill.errors import DataError
+from potstill.errors import DataError, RecipeError
+from potstill.methods.margins import Margin
 from potstill.methods.objective import Objective
+from potstill.methods.registry import find_method
 from potstill.networks.features import Features
 from potstill.networks.tapped import Tapped
 from potstill.procedures.data import AnyLoader, Data
-from potstill.tasks.face_curve import receiver_points
+from potstill.tasks.face_curve import all_pairs, receiver_points
 from potstill.tasks.face_evaluation import FARS, FPIRS, RANKS, pairs_accuracy, rate_name, verify_splits
 from potstill.tasks.verification import allowed
 from potstill.training.distributed import Processes
 
-__all__ = ["FaceJudge", "embed", "embed_images", "embedding_of", "measured", "receiver_curve", "told_by"]
+__all__ = [
+    "FaceJudge",
+    "embed",
+    "embed_images",
+    "embedding_of",
+    "measured",
+    "must_show_one_person",
+    "receiver_curve",
+    "told_by",
+]
 
 Embedding = Callable[[Tensor], Tensor]
 
@@ -53,6 +65,20 @@ class FaceJudge:
         """What :func:`embed` gives of this network."""
         self.processes.align(self.network)
         return embed(embedding_of(self.network, self.autocast), self.data, self.processes)
+
+
+def must_show_one_person(recipe: Recipe) -> None:
+    """Refuse mixed images beside a margin.
+
+    Raises:
+        RecipeError: names the terms.
+    """
+    margins = [name for name in recipe.objective if issubclass(find_method(name), Margin)]
+    if margins and (recipe.data.mixup or recipe.data.cutmix):
+        raise RecipeError(
+            f"{' and '.join(margins)} of the objective needs one identity for each image, and data.mixup and "
+            "data.cutmix show mixtures of several people. Take the mixing out."
+        )
 
 
 def embedding_of(network: Tapped, autocast: torch.dtype | None) -> Embedding:
@@ -159,8 +185,12 @@ def measured(embedded: tuple[Tensor, Tensor], test: FaceTest | None, far: float)
     if test is None:
         return {}
     vectors, valid, told = embedded[0], _valid(embedded, test), told_by(test, far)
-    if test.pairs is not None:
+    values: dict[str, float]
+    if test.pairs is not None and test.pairs.folds > 1:
         values = pairs_accuracy(vectors, test.pairs, valid=valid, fars=told.fars)
+    elif test.pairs is not None:  # no other fold could choose a threshold, so there is no accuracy
+        found = all_pairs(vectors, valid, test.pairs, told.fars)
+        values = {f"tar_{rate_name(point.asked)}": 100 * point.found for point in found.points}
     else:
         values = verify_splits(vectors, valid, test.protocols, **asdict(told))
     name = f"tar_{rate_name(far)}"

@@ -1,7 +1,6 @@
 """From a recipe's student and teacher sections to networks, and to the objective between them."""
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ from potstill.config import NetworkConfig, Recipe, TeacherConfig
 from potstill.data.views import image_size
 from potstill.errors import RecipeError
 from potstill.methods.base import Setting
-from potstill.methods.margins import Margin
 from potstill.methods.objective import Objective, check_terms
 from potstill.methods.registry import find_method
 from potstill.networks.build import build_network
@@ -21,6 +19,8 @@ from potstill.networks.peers import Peers
 from potstill.networks.tap import Tapped, Taps
 from potstill.networks.teacher import Teacher
 from potstill.procedures.data import DataFacts
+from potstill.procedures.faces import must_show_one_person
+from potstill.procedures.fitting import objective_must_fit, peers_must_fit, teacher_must_fit, terms_must_fit
 from potstill.procedures.tasks import own_term
 from potstill.training.distributed import Processes
 
@@ -90,6 +90,7 @@ def build_student(recipe: Recipe, data: DataFacts, teacher: Teacher | None) -> T
     """
     if recipe.student.model is None and recipe.student.weights is None:
         raise RecipeError("student.model is missing: name the network to train, like student.model=resnet8x4.")
+    peers_must_fit(recipe)
     classes = len(data.classes) or (teacher.spec.classes if teacher else 0)
     torch.manual_seed(recipe.seed)
     student = network_of(recipe.student, classes, data.input_size[1:])
@@ -118,6 +119,7 @@ def _a_teacher(config: TeacherConfig, recipe: Recipe, data: DataFacts, processes
     # A run's folder and a library's own weights say what size they were trained at; a bare file does not.
     own_size = config.pretrained or Path(str(config.weights)).is_dir()
     network = network_of(config, None, config.size or (None if own_size else data.input_size[1:]))
+    teacher_must_fit(recipe, network)
     mean, std, size = _statistics(config, network, data)
     if data.longest is not None:
         size = _of_scenes(config, data)
@@ -181,8 +183,8 @@ def build_objective(recipe: Recipe, setting: Setting, data: DataFacts) -> Object
     """
     terms, student, teacher = recipe.objective, setting.student, setting.teacher
     check_terms(terms, labels=data.labelled, teacher=teacher is not None)  # before a method misses the classes
-    classes = {name: find_method(name).needs for name in terms}
-    _must_be_there(recipe, setting, [name for name, need in classes.items() if "logits" in need.student | need.teacher])
+    must_show_one_person(recipe)
+    terms_must_fit(recipe, setting)
     objective = Objective(setting, terms)
     if teacher and not objective.needs.taught and recipe.procedure.name == "joint":
         raise RecipeError(
@@ -206,7 +208,7 @@ def build_objective(recipe: Recipe, setting: Setting, data: DataFacts) -> Object
         )
     if student.classes and not objective.needs.student & {"logits", "losses"}:
         log.warning("No method of the objective reads the student's logits: its classifier stays as it was drawn.")
-    _fits_the_task(recipe, objective, setting)
+    objective_must_fit(recipe, objective, setting)
     known = class_names(recipe.teacher.weights) if recipe.teacher else None
     if objective.compares_logits and data.labelled and known is not None and known != data.classes:
         differing = [f"{a!r} for {b!r}" for a, b in zip(known, data.classes, strict=False) if a != b]
@@ -225,55 +227,6 @@ def build_objective(recipe: Recipe, setting: Setting, data: DataFacts) -> Object
             f"that reads features only, such as {{{own_term(recipe.task)}: 1, pefd: 25}}."
         )
     return objective
-
-
-# Methods that keep something for each image, or compare whole networks; a detector's rows are regions.
-_OF_IMAGES = ("crd", "mutual", "dgkd", "cid", "srrl", "afd")
-# Methods that take an image's embedding and its logits, or its class, together; a mask names pixels.
-_OF_CLASSED_IMAGES = ("crd", "cid", "srrl")
-
-
-def _fits_the_task(recipe: Recipe, objective: Objective, setting: Setting) -> None:
-    """Refuse terms that read what a task's networks do not show.
-
-    Raises:
-        RecipeError: names the terms, and what to take.
-    """
-    needs, task = objective.needs, recipe.task
-    own = {name: method.needs for name, method in objective.methods.items()}
-    if task != "detection" and "losses" in needs.student:
-        raise RecipeError(f"task of the objective is for task=detection; with task={task} take ce or a margin.")
-    classed = [name for name, need in own.items() if need.class_means or name in _OF_CLASSED_IMAGES]
-    if task == "segmentation" and classed:
-        raise RecipeError(
-            f"{' and '.join(classed)} of the objective compares images by their classes, and in segmentation an image "
-            "has no one class. Take terms of pixels (kd, dkd, dist) or of maps (pefd_maps, at, reviewkd)."
-        )
-    if task != "detection":
-        return
-    if images := [name for name in own if name in _OF_IMAGES]:
-        raise RecipeError(
-            f"{' and '.join(images)} of the objective is for whole images; a detector's rows are regions."
-        )
-    rows = [name for name, need in own.items() if (need.student | need.teacher) & {"logits", "embedding"}]
-    _must_be_there(recipe, setting, rows)
-    if "losses" not in needs.student:
-        log.warning(
-            "No term of the objective is the detector's own losses: its proposals and boxes stay as they were drawn. "
-            "Add task."
-        )
-
-
-def _must_be_there(recipe: Recipe, setting: Setting, rows: Sequence[str]) -> None:
-    """Refuse terms that read regions where a detector looks at none."""
-    networks = {"student": setting.student, "teacher": setting.teacher}
-    dense = [who for who, spec in networks.items() if spec is not None and not spec.classes]
-    if recipe.task == "detection" and rows and dense:
-        raise RecipeError(
-            f"{' and '.join(rows)} of the objective reads regions, and the {' and the '.join(dense)} looks at none: "
-            "RetinaNet and FCOS name every place of their pyramid. Take terms of the pyramid (pefd_maps, at, "
-            "fitnets), or fasterrcnn for both."
-        )
 
 
 def student_card(recipe: Recipe, student: Tapped, data: DataFacts) -> NetworkCard:

@@ -150,7 +150,10 @@ def hinted(recipe: Recipe, student: Tapped, setting: Setting, build: Callable[[R
     hint = Objective(setting, {"fitnets": recipe.objective["fitnets"]})
     method = hint.methods["fitnets"]
     layer = method.layer if isinstance(method, FitNets) else 0
-    trains = frozenset(name for stage in stage_parameters(student)[: layer + 1] for name in stage)
+    stages = stage_parameters(student)
+    # Every level of a detector's pyramid depends on the whole backbone: all but the head leads to a hint.
+    before = stages[:-1] if isinstance(student, TappedDetector) else stages[: layer + 1]
+    trains = frozenset(name for stage in before for name in stage)
     (epochs,) = stage_epochs(recipe, 1)
     last = build(recipe.model_copy(update={"objective": rest}))
     return [Phase("hint", hint, epochs, trains, judged=False), Phase("kd", last, recipe.epochs - epochs)]

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,11 +11,12 @@ import torch
 from potstill.batch import Batch
 from potstill.config import DataConfig, Recipe
 from potstill.data.decode import decoding
+from potstill.data.layouts import find_layout
 from potstill.data.order import Plan
 from potstill.data.scene_decoder import padded
 from potstill.data.scene_loader import SceneLoader
 from potstill.data.scene_view import SceneAugmentation, SceneEvaluation, SceneView
-from potstill.data.scenes import open_scenes
+from potstill.data.scenes import choose, open_scenes
 from potstill.data.source import Source, Split
 from potstill.data.workers import decoding_workers
 from potstill.errors import DataError
@@ -45,12 +47,19 @@ def open_scene_split(config: DataConfig, task: str) -> Split:
     """The training and validation sources that a recipe names.
 
     Raises:
-        DataError: no path, or what :func:`~potstill.data.scenes.open_scenes` finds wrong.
+        DataError: no path, a seed of a split that nothing would draw, or what
+            :func:`~potstill.data.scenes.open_scenes` finds wrong.
     """
     if config.path is None:
         raise DataError(f"task={task} needs data.path: a folder in the layout of COCO or VOC, or images with masks.")
     if config.source not in ("auto", "coco", "voc", "masks"):
         raise DataError(f"data.source={config.source} is no data for task={task}; take coco, voc or masks.")
+    drawn = choose(find_layout(task, Path(config.path), config.source), config.judged) is None
+    if config.split_seed != DataConfig().split_seed and not drawn:
+        raise DataError(
+            f"data.split_seed={config.split_seed} does nothing: {config.path} brings a part to judge by, so there is "
+            "no split to choose. Leave it out."
+        )
     return open_scenes(
         task, config.path, judged=config.judged, val_fraction=config.val_fraction, seed=config.split_seed,
         source=config.source,
