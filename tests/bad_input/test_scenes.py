@@ -130,6 +130,7 @@ def test_a_detector_that_torchvision_cannot_build(detection):
         (["teacher.size=96"], "teacher.size=96 cannot be"),
         (["objective={task: 1, crd: 1}"], "crd of the objective is for whole images; a detector's rows are regions."),
         (["objective={task: 1, cid: 1}"], "cid of the objective is for whole images"),
+        (["objective={task: 1, reviewkd: 1}"], "set reviewkd: {weight: 1, embedding: false}"),
         (["objective={task: 1, arcface: 1}"], "arcface reads cosines"),
         (["objective={task: 1}"], "no method of the objective (task) reads it"),
         (

@@ -8,6 +8,8 @@ from tests.docs.documents import ROOT, TEXTS, blocks, commands, lines, recipe_of
 
 # What cannot run in a test. A block is here with the reason that stands before it in its document.
 NOT_RUN = {
+    "docs/detection.md": ["takes days on COCO, and downloads the backbone's weights"],
+    "docs/faces.md": ["the sets are not free to pass on"],
     "docs/large-data.md": ["reads from a server", "needs eight machines"],
     "docs/methods/pefd.md": ["downloads the teacher's weights"],
     "docs/profiling.md": ["times a dozen alternatives; tests/cli/test_profile.py runs it"],

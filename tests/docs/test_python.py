@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.docs.documents import TEXTS, blocks, commands, recipe_of
@@ -16,11 +17,11 @@ from potstill.networks.ship import ship_student
 __all__ = ["leave_student"]
 
 
-def leave_student(folder: Path, model: str, classes: int, side: int) -> None:
+def leave_student(folder: Path, model: str, classes: int, side: int, **args: Any) -> None:
     """What a run leaves, untrained."""
-    size = (3, side, side)
-    card = NetworkCard(model, classes, (0.5,) * 3, (0.25,) * 3, size, classes=tuple(map(str, range(classes))))
-    ship_student(folder, build_network(model, classes=classes, input_size=size), card)
+    size, names = (3, side, side), tuple(map(str, range(classes)))
+    card = NetworkCard(model, classes, (0.5,) * 3, (0.25,) * 3, size, classes=names, args=args)
+    ship_student(folder, build_network(model, classes=classes, input_size=size, args=args), card)
 
 
 def leave_runs(text: str, folder: Path) -> None:

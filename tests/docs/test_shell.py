@@ -12,6 +12,7 @@ import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +22,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from tests.docs.documents import TEXTS, blocks, lines, recipe_of
 from tests.docs.test_python import leave_student
+from tests.procedures.tiny_scenes import boxes_folder, masks_folder
 from typer.testing import CliRunner
 
 from potstill.cli import app
@@ -37,8 +39,18 @@ SMALLER = {
     "student.pretrained": "false", "procedure.pretrain_epochs": "1", "procedure.stage_epochs": "[1, 1, 1]",
     "data.views": "1", "log.track": "[]",  # trackers need not be installed
 }  # fmt: skip
-# Procedures of several phases need an epoch for each.
+# Procedures of several phases need an epoch for each; a detector has six.
 LONGER = {"stagewise": "4", "hint": "2"}
+DETECTOR = "fasterrcnn/test_resnet.r160_in1k"
+# Laid over a command of another task.
+TASKS = {
+    "detection": {
+        "data.size": "64", "data.sizes": "[]", "data.longest": "null", "data.workers": "0", "student.model": DETECTOR,
+        "student.args.pyramid": "16", "student.args.representation": "16",
+    },
+    "segmentation": {"data.size": "64", "data.sizes": "[]", "data.longest": "null", "data.workers": "0"},
+    "faces": {"data.size": "32"},
+}  # fmt: skip
 DIGITS = {"data.val_fraction": "0.97"}  # the digits that come with scikit-learn: 54 images to learn from
 PHOTOS = {"data.size": "32", "data.loader": "resident"}  # folders, which would be streamed by worker processes
 # A study is planned and not run: the Python of its page runs one.
@@ -48,7 +60,8 @@ RACE = {"epochs": "3", "race.min_epochs": "1", "students": "[]", "methods": "{}"
 # Deep networks are exchanged for shallow ones, those of the CIFAR zoo for ones of the same stages and widths.
 SHALLOW = {
     "resnet32x4": "resnet8x4", "resnet110": "resnet14", "resnet56": "resnet14", "wrn_40_2": "wrn_16_2",
-    "timm/resnet50": "timm/resnet10t", "timm/resnet18": "timm/resnet10t",
+    "timm/resnet50": "timm/resnet10t", "timm/resnet18": "timm/resnet10t", "fcn/resnet18": "fcn/test_resnet.r160_in1k",
+    "iresnet18": "iresnet10",
 }  # fmt: skip
 HERE = ((".", ".venv/bin/activate"),)  # the tests run in the environment
 TRAINS = ("train", "distill", "demo", "race")
@@ -104,9 +117,20 @@ def weights(model: str) -> Callable[[Path], None]:
     return lambda path: save_file(build_network(model, classes=2, input_size=(3, 32, 32)).network.state_dict(), path)
 
 
-def run_of(model: str, classes: int, side: int) -> Callable[[Path], None]:
+def people(path: Path) -> None:
+    """A folder of twelve people with four images each."""
+    rng = np.random.default_rng(0)
+    for person in range(12):
+        face = rng.integers(0, 256, (4, 4, 3))
+        (path / f"p{person:02}").mkdir(parents=True)
+        for number in range(4):
+            pixels = np.clip(face + rng.normal(0, 30, face.shape), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).resize((32, 32)).save(path / f"p{person:02}" / f"{number}.png")
+
+
+def run_of(model: str, classes: int, side: int, **args: Any) -> Callable[[Path], None]:
     """What a finished run leaves, untrained."""
-    return lambda path: leave_student(path, model, classes, side)
+    return lambda path: leave_student(path, model, classes, side, **args)
 
 
 def begun(path: Path) -> None:
@@ -122,6 +146,10 @@ GIVEN: dict[str, Callable[[Path], None]] = {
     "cifar100": parquet, "table": parquet, "shards": tar_shards, "runs/large": run_of("resnet8x4", 4, 32),
     "runs/resnet56": run_of("resnet14", 4, 32), "runs/resnet20": run_of("resnet20", 4, 32), "runs/small": begun,
     "resnet50-photos.safetensors": weights("timm/resnet10t"),
+    "cells": boxes_folder, "tissue": masks_folder, "people": people,
+    "runs/detector": run_of(DETECTOR, 2, 64, pyramid=16, representation=16),
+    "runs/segmenter": run_of("fcn/test_resnet.r160_in1k", 3, 64),
+    "runs/embedder": run_of("iresnet10", 6, 32, width=0.25, img_size=32),
 }  # fmt: skip
 
 
@@ -159,6 +187,9 @@ def overrides(words: list[str]) -> dict[str, str]:
     recipe = recipe_of(words)
     if recipe is None:
         return keys | DIGITS | RACE
+    keys |= TASKS.get(recipe.task, {})
+    if recipe.task == "detection" and "procedure.name=stagewise" in words:
+        keys["epochs"] = "6"
     if recipe.data.path is None:
         keys |= DIGITS
     if recipe.data.path == "cifar100":

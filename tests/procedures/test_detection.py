@@ -454,3 +454,14 @@ def test_a_race_is_decided_by_average_precision(data, teacher, tmp_path):
     assert set(found["rungs"][0]["ap"]) == {"alone", "taught"}
     winner = next(one for one in found["candidates"] if one["rank"] == 1)
     assert winner["ap"] == result_of(tmp_path / "race" / winner["name"])["rows"]["student"]["ap"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("terms", ["{task: 1, nd: 1, pefd_maps: 1}", "{task: 1, kd: 1}"])
+def test_a_profile_tries_what_a_detector_can_have(data, teacher, terms):
+    values = (f"data.path={data}", f"teacher.weights={teacher}", f"objective={terms}")
+    found = json.loads(call("profile", *DETECTION, *values, "--steps", "5", "--seconds", "1", "--json"))
+    tried = {one["setting"] for one in found["tried"]}
+    assert "channels_last=false" in tried
+    assert not {one for one in tried if one.startswith(("data.loader", "data.draft", "teacher.store", "compile"))}
+    assert found["twice_the_batch"] is not None

@@ -9,9 +9,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -21,6 +23,9 @@ from torch import Tensor
 
 from potstill.data.alignment import template_points
 from potstill.data.face_protocol import generate_protocol, split_people
+from potstill.data.faces import FaceTest
+from potstill.data.pairs import PairSet
+from potstill.data.source import ArraySource
 from potstill.networks.build import read_card
 from potstill.networks.ship import load_student
 from potstill.networks.stages import stage_parameters
@@ -251,6 +256,19 @@ def test_students_side_by_side_are_those_that_train_alone(distill, tmp_path: Pat
     assert read_card(tmp_path / "all" / "b").args["img_size"] == 32
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        ("procedure.name=mutual", "procedure.peers=[mobilefacenet]", "objective={arcface: 1, mutual: 1, pefd: 5}"),
+        ("procedure.name=assistants", "procedure.assistants=[mobilefacenet]", "objective={arcface: 1, pefd: 5}"),
+    ],
+)
+def test_further_networks_are_built_for_the_images_too(distill, tmp_path: Path, values: tuple[str, ...]) -> None:
+    distill(*values, f"run={tmp_path / 'run'}")
+    assert "tar" in result(tmp_path / "run")["rows"]["student"]
+    assert read_card(tmp_path / "run").args["img_size"] == 32
+
+
 @pytest.mark.parametrize("model", ["iresnet10", "faces/mobilefacenet"])
 def test_networks_are_built_for_the_images_and_say_so_on_their_card(tiny, tmp_path: Path, model: str) -> None:
     args = "student.args={width: 0.125, dim: 16}"
@@ -399,6 +417,34 @@ def test_a_test_tells_what_it_is_large_enough_for(apart) -> None:
     data = prepared(Processes(torch.device("cpu")), f"data.path={apart[0]}", f"data.protocol={apart[1]}")
     told = told_by(data.test, 2.5e-3)  # 1,296 comparisons of two people, 33 searches for nobody, three in a gallery
     assert (told.fars, told.fpirs, told.ranks) == ((0.1, 0.01, 0.0025, 0.001), (0.1,), (1,))
+
+
+@pytest.mark.parametrize("missing", [[], [3, 11]])
+def test_pairs_of_one_fold_have_the_rates_that_pairs_of_several_have(missing: list[int]) -> None:
+    """Their accuracy apart; the one way compares blocks of templates, the other pair by pair."""
+    labels = np.arange(30) % 5
+    first, second = np.triu_indices(30, 1)
+    images = ArraySource(np.zeros((30, 1, 1, 3), np.uint8), None, name="thirty")
+    pairs = PairSet("thirty", images, first, second, labels[first] == labels[second], folds=1)
+    found = np.ones(30, bool)
+    found[missing] = False
+    embeddings = torch.randn(30, 3, generator=torch.Generator().manual_seed(0)) + torch.eye(5)[labels, :3]
+    one = measured((embeddings, torch.ones(30).bool()), FaceTest(images, found, pairs), 0.02)
+    several = measured((embeddings, torch.from_numpy(found)), FaceTest(images, found, replace(pairs, folds=5)), 0.02)
+    assert one == {key: value for key, value in several.items() if key.startswith("tar")}
+    if missing:  # each has five pairs with others of its person, of 75 in all
+        assert one["tar_1e-1"] <= 100 * 65 / 75
+
+
+def test_a_protocol_without_pairs_is_searched_and_has_no_true_accept_rate(taught_by, apart, tmp_path: Path) -> None:
+    protocol = shutil.copytree(apart[1], tmp_path / "protocol")
+    (protocol / "meta" / "faces_template_pair_label.txt").unlink()
+    found, both = (
+        judged(str(taught_by), f"data.protocol={protocol}"),
+        judged(str(taught_by), f"data.protocol={apart[1]}"),
+    )
+    assert not [key for key in found if key.startswith("tar")]
+    assert {key: found[key] for key in ("rank1", "tpir_1e-1")} == {key: both[key] for key in ("rank1", "tpir_1e-1")}
 
 
 @pytest.mark.long

@@ -17,7 +17,7 @@ from potstill.headline import headline_of
 __all__ = ["analyze", "evaluate", "export"]
 
 # What judging a network reads of a recipe.
-_JUDGES_BY = ("data", "student", "batch_size", "device", "precision")
+_JUDGES_BY = ("task", "data", "student", "batch_size", "device", "precision")
 
 
 def evaluate(
@@ -108,11 +108,14 @@ def _judged(arguments: list[str] | None) -> Any:
         )
     if run is None:
         return read_recipe(arguments)
+    if "task" in keys:
+        raise RecipeError(f"task= is said by the run in {run}; leave it out.")
     if not (Path(run) / "recipe.yaml").is_file():
         raise RunError(f"{run} is no run's folder: it has no recipe.yaml. Give the folder that a run ended with.")
     if overridden(overrides, "data.path"):
         # What the run's recipe says of its own data's layout does not hold for others; nor is a part of them unseen.
         fresh = {"source": "auto", "image_column": "null", "label_column": "null", "val_fraction": "0"}
+        fresh["protocol"] = "null"
         overrides = [*(f"data.{key}={value}" for key, value in fresh.items()), *overrides]
     weights = json_module.dumps(run)  # quoted, so that YAML leaves a folder named 2026 a text
     # Nothing is trained, so the objective goes unread: to check it is to import what it names, and a folder may not

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 _OF_IMAGES = ("crd", "mutual", "dgkd", "cid", "srrl", "afd")
 # Methods that take an image's embedding and its logits, or its class, together; a mask names pixels.
 _OF_CLASSED_IMAGES = ("crd", "cid", "srrl")
+_MAPS = frozenset({"maps", "preacts", "blocks"})
 
 
 def terms_must_fit(recipe: Recipe, setting: Setting) -> None:
@@ -55,6 +56,11 @@ def objective_must_fit(recipe: Recipe, objective: Objective, setting: Setting) -
     if images := [name for name in own if name in _OF_IMAGES]:
         raise RecipeError(
             f"{' and '.join(images)} of the objective is for whole images; a detector's rows are regions."
+        )
+    if mixed := [name for name, need in own.items() if "embedding" in need.student and need.student & _MAPS]:
+        raise RecipeError(
+            f"{' and '.join(mixed)} of the objective takes an image's maps and its embedding together, and a "
+            f"detector's embeddings are of regions: set {mixed[0]}: {{weight: 1, embedding: false}}."
         )
     rows = [name for name, need in own.items() if (need.student | need.teacher) & {"logits", "embedding"}]
     _must_look(recipe, setting, rows)

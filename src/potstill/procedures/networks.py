@@ -170,7 +170,7 @@ def build_setting(
         peers=len(student.others) if isinstance(student, Peers) else 0,
         classifier=teacher.network.classifier() if teacher else None,
         norms=teacher.network.norms() if teacher and any("preacts" in need.teacher for need in needs) else (),
-        identity_scale=identity_scale(student.network),
+        identity_scale=identity_scale((student.first if isinstance(student, Peers) else student).network),
     )
 
 

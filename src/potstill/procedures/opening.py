@@ -19,6 +19,12 @@ NO_STORE = (
     "student draws, and its maps take far more space than the images. Leave teacher.store out."
 )
 
+# What only some tasks read of the data section; scenes.py has what scenes do not.
+_READ_BY = {
+    **dict.fromkeys(("judged", "sizes", "longest"), SCENE_TASKS),
+    **dict.fromkeys(("protocol", "far"), ("faces",)),
+    **dict.fromkeys(("image_column", "label_column"), ("classification",)),
+}
 _FACE = 112  # the side of faces, as insightface cuts them
 _RESIDENT_LIMIT = 2 * 1024**3  # bytes that loader=auto lets the resident loader take; set by hand there is no limit
 _PIXEL_BYTES = 7  # while it loads: three channels as decoded, and four packed
@@ -82,7 +88,12 @@ def resolve_data(recipe: Recipe, source: Source) -> DataConfig:
             "std": config.std or source.statistics.std,
         }
     )
-    problems = unread("data", resolved)
+    problems = unread("data", resolved) + _of_other_tasks(recipe)
+    if recipe.task == "faces" and loader == "streaming" and crop == "none" and source.fixed_size != (size, size):
+        problems.append(
+            f"task=faces with data.loader=streaming needs images of {size} x {size}; cut them to that size, or use "
+            "data.loader=resident, which resizes them once."
+        )
     if loader == "streaming" and crop == "pad" and source.fixed_size != (size, size):
         problems.append(
             f"data.crop=pad needs images of one size, {size} x {size}; {source.name} holds "
@@ -97,6 +108,17 @@ def resolve_data(recipe: Recipe, source: Source) -> DataConfig:
     if problems:
         raise DataError(" ".join(problems))
     return resolved
+
+
+def _of_other_tasks(recipe: Recipe) -> list[str]:
+    """A sentence for each value of the data section that only other tasks read."""
+    own, found = DataConfig(), []
+    for name, tasks in _READ_BY.items():
+        value = getattr(recipe.data, name)
+        if value != getattr(own, name) and recipe.task not in tasks:
+            known = " and ".join(f"task={task}" for task in tasks)
+            found.append(f"data.{name}={value} does nothing with task={recipe.task}, only with {known}. Leave it out.")
+    return found
 
 
 def _order(config: DataConfig, source: Source) -> str:
