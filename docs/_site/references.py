@@ -14,7 +14,8 @@ __all__ = ["FOREIGN", "setup", "thing"]
 
 # Of other projects: their documents are elsewhere, and nothing is fetched while building.
 FOREIGN = [
-    (r"py:.*", r"(torch|nn|np|numpy|timm|pydantic|rich|typer|sklearn|collections|pathlib|fsspec|abc)\..*"),
+    (r"py:.*", r"(torch|torchvision|nn|np|numpy|timm|pydantic|rich|typer|sklearn)\..*"),
+    (r"py:.*", r"(collections|pathlib|fsspec|abc|xml)\..*"),
     (r"py:.*", r"(Tensor|Path|Any|Console|BaseModel|Generator|Module)"),
 ]
 
@@ -22,6 +23,8 @@ FOREIGN = [
 def setup(app: Sphinx) -> None:
     """Look again where Sphinx did not find a name."""
     app.connect("autodoc-process-signature", _short)
+    app.connect("autodoc-process-docstring", _untyped, priority=400)  # before napoleon's, which is 500
+    app.connect("autodoc-skip-member", _told_already)
     app.connect("doctree-read", _plain_builtins)
     app.connect("missing-reference", _found)
 
@@ -40,9 +43,24 @@ def thing(name: str) -> Any:
     return None
 
 
-def _short(_app: Sphinx, what: str, _name: str, value: Any, *_: Any) -> tuple[str, None] | None:
-    """A section of a recipe takes its keys by name, and has a signature of a page."""
-    return ("(**keys)", None) if what == "class" and issubclass(value, BaseModel) else None
+def _short(
+    _app: Sphinx, what: str, _name: str, value: Any, _options: Any, signature: str | None, returned: str | None
+) -> tuple[str, str | None] | None:
+    """A section of a recipe takes its keys by name, and has a signature of a page; no name stands for a factory."""
+    if what == "class" and issubclass(value, BaseModel):
+        return "(**keys)", None
+    return (signature.replace("<factory>", "..."), returned) if what == "class" and signature else None
+
+
+def _untyped(_app: Sphinx, what: str, _name: str, _value: Any, _options: Any, lines: list[str]) -> None:
+    """Napoleon would take what a property's sentence has before a colon for a type; here no docstring says types."""
+    if what in ("property", "attribute", "data") and lines and ":" in lines[0]:
+        lines.insert(0, "\\ ")  # an escaped blank, which is shown as nothing
+
+
+def _told_already(_app: Sphinx, _what: str, _name: str, value: Any, _skip: bool, _options: Any) -> bool | None:
+    """The fields of a named tuple stand in its docstring."""
+    return True if type(value).__name__ == "_tuplegetter" else None
 
 
 def _plain_builtins(_app: Sphinx, doctree: nodes.document) -> None:

@@ -15,6 +15,7 @@ _NAMES = {
     "ap75": ("AP75", "Average precision at an IoU of 0.75"),
     "ap_small": ("AP small", "Average precision of small objects"),
     "ap_medium": ("AP medium", "Average precision of medium objects"),
+    "ar": ("AR", "Average recall (100 detections)"),
     "ap_large": ("AP large", "Average precision of large objects"),
     "pixel_accuracy": ("pixel accuracy", "Pixel accuracy"),
     "accuracy": ("accuracy", "Accuracy over the folds of pairs"),
@@ -116,7 +117,7 @@ class Headline:
 HEADLINES = {
     "classification": Headline("top1", "top-1", "Top-1 accuracy", "%", ("top5",), proportion=True),
     "detection": Headline(
-        "ap", "AP", "Average precision (COCO)", "%", ("ap50", "ap75", "ap_small", "ap_medium", "ap_large"),
+        "ap", "AP", "Average precision (COCO)", "%", ("ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar"),
         each="AP",
     ),
     "segmentation": Headline("miou", "mIoU", "Mean IoU", "%", ("pixel_accuracy",), each="IoU"),

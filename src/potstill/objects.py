@@ -36,6 +36,13 @@ class Objects:
     def __len__(self) -> int:
         return len(self.sizes)
 
+    def __add__(self, other: "Objects") -> "Objects":
+        """The objects of two batches one after the other."""
+        return Objects(
+            self.boxes + other.boxes, self.labels + other.labels, self.sizes + other.sizes,
+            self.originals + other.originals,
+        )  # fmt: skip
+
     def to(self, device: torch.device | str) -> "Objects":
         """The same on a device."""
         boxes = tuple(each.to(device, non_blocking=True) for each in self.boxes)

@@ -120,9 +120,9 @@ def test_proposals_are_the_same_each_time_and_take_in_the_objects():
     batch, given = images(2), objects(2)
     levels = tapped(batch, maps=True).maps
     torch.manual_seed(0)
-    first = tapped.propose(batch, levels, given)
+    first = tapped.propose(batch, levels, given, tapped.classes)
     torch.manual_seed(1)
-    second = tapped.propose(batch, levels, given)
+    second = tapped.propose(batch, levels, given, tapped.classes)
     assert all(torch.equal(a, b) for a, b in zip(first.boxes, second.boxes, strict=True))
     assert torch.equal(first.labels, second.labels)
     count = len(first.boxes[0])

@@ -57,8 +57,7 @@ class SceneLoader:
 
     Example:
         >>> from pathlib import Path
-        >>> from potstill.data.feeding import Keys, start_worker, stop_workers
-    from potstill.data.masks import MaskSource
+        >>> from potstill.data.masks import MaskSource
         >>> from potstill.data.scene_view import SceneEvaluation
         >>> none = MaskSource(Path("images"), Path("masks"), [], ["cell", "none"], root=Path("."))
         >>> SceneLoader(none, Plan(1, 1, 0, False), SceneEvaluation(64, 64), [0.5] * 3, [0.25] * 3, masks=True)

@@ -120,6 +120,8 @@ class ReviewKD(Method):
         width: the most channels inside the fusion, which has as many as the student's embedding is long, but not more;
             the authors' 512, and 256 for MobileNet on ImageNet.
         student_preacts: read the student's maps before their last activation, as the authors do on ImageNet.
+        embedding: compare the embeddings too, as maps of one pixel; False for detectors, whose embeddings are of
+            regions. The fusion then has as many channels as the widest of the student's maps, but not more than width.
 
     Raises:
         NetworkError: where a network shows fewer maps than levels.
@@ -132,33 +134,39 @@ class ReviewKD(Method):
 
     needs = Needs(student=frozenset({"maps", "embedding"}), teacher=frozenset({"preacts", "embedding"}))
 
-    def __init__(self, setting: Setting, *, levels: int = 0, width: int = 512, student_preacts: bool = False) -> None:
+    def __init__(
+        self, setting: Setting, *, levels: int = 0, width: int = 512, student_preacts: bool = False,
+        embedding: bool = True,
+    ) -> None:  # fmt: skip
         super().__init__()
         teacher = teacher_spec(setting, "reviewkd")
         if width < 1:
             raise RecipeError(f"width is {width}; expected the most channels inside the fusion, such as 512.")
         two_images(setting, "reviewkd")
         of_student, of_teacher = paired_stages(setting, levels, "reviewkd")
-        channels = [*(m.channels for m in of_student), setting.student.embedding_dim]
-        targets = [*(m.channels for m in of_teacher), teacher.embedding_dim]
-        inner = min(width, setting.student.embedding_dim)
+        channels, targets = [m.channels for m in of_student], [m.channels for m in of_teacher]
+        inner = min(width, setting.student.embedding_dim if embedding else max(channels))
+        if embedding:
+            channels, targets = [*channels, setting.student.embedding_dim], [*targets, teacher.embedding_dim]
         self.fusions = nn.ModuleList(
             _Fusion(own, inner, target, fuses=level + 1 < len(channels))
             for level, (own, target) in enumerate(zip(channels, targets, strict=True))
         )
-        self.student_preacts = student_preacts
-        if student_preacts:
-            reads = frozenset({"preacts", "embedding"})
-            self.needs = Needs(student=reads, teacher=reads)  # type: ignore[misc]
+        self.student_preacts, self.embedding = student_preacts, embedding
+        also = {"embedding"} if embedding else set()
+        own = frozenset({"preacts" if student_preacts else "maps", *also})
+        self.needs = Needs(student=own, teacher=frozenset({"preacts", *also}))  # type: ignore[misc]
 
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
         """The loss of the batch's maps and embeddings."""
         teacher = teacher_features(teacher, "reviewkd")
-        count = len(self.fusions) - 1
+        count = len(self.fusions) - self.embedding
         own, what = (student.preacts, "preacts") if self.student_preacts else (student.maps, "maps")
-        maps = [*deepest(own, count, "reviewkd", f"the student's {what}"), student.embedding[:, :, None, None]]
+        maps = [*deepest(own, count, "reviewkd", f"the student's {what}")]
         targets = [*deepest(teacher.preacts, count, "reviewkd", "the teacher's preacts")]
-        targets.append(teacher.embedding[:, :, None, None])
+        if self.embedding:
+            maps.append(student.embedding[:, :, None, None])
+            targets.append(teacher.embedding[:, :, None, None])
         return hcl(self.fused(maps, [(t.shape[-2], t.shape[-1]) for t in targets]), targets)
 
     def fused(self, maps: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[Tensor]:

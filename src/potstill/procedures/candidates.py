@@ -12,6 +12,7 @@ from potstill.data.source import Source
 from potstill.data.workers import decoding_workers
 from potstill.errors import RecipeError
 from potstill.networks.processor import native_bf16
+from potstill.procedures.scenes import SCENE_TASKS
 from potstill.procedures.speed import resolve_speed
 from potstill.training.distributed import Processes
 
@@ -78,7 +79,7 @@ def of_the_networks(recipe: Recipe, processes: Processes, compiled: bool) -> lis
         if live and recipe.teacher is not None:
             found += _of_the_teacher(recipe, recipe.teacher, processes.device)
         found += _of_both(recipe, processes.device)
-    if compiled:
+    if compiled and recipe.task != "detection":  # whose lists change their lengths
         found += _compiled(recipe)
     return found
 
@@ -164,13 +165,14 @@ def of_the_data(recipe: Recipe, source: Source, device: torch.device) -> list[Ca
     if config.loader != "streaming":
         return []
     found = []
-    stored = recipe.teacher is not None and recipe.teacher.store is not None  # a store is one of these very pixels
-    if not stored and len(source) * size * size * _PIXEL_BYTES <= _memory(device) / _MEMORY_SHARE:
+    # A store is one of these very pixels; scenes are decoded as they are needed, and in full.
+    kept = recipe.task in SCENE_TASKS or (recipe.teacher is not None and recipe.teacher.store is not None)
+    if not kept and len(source) * size * size * _PIXEL_BYTES <= _memory(device) / _MEMORY_SHARE:
         resized = f"images are brought to {size} x {size} once, and augmented from there"
         other = with_value(with_value(recipe, "data.loader", "resident"), "data.workers", None)
         changes = "" if source.fixed_size == (size, size) else resized
         found.append(Candidate("data.loader=resident", other, (("data",),), changes))
-    if not stored and not config.draft:
+    if not kept and not config.draft:
         changes = "large JPEGs are decoded at a smaller scale"
         found.append(Candidate("data.draft=true", with_value(recipe, "data.draft", True), (("data",),), changes))
     cores = decoding_workers(most=1 << 20)

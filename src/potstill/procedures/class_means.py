@@ -72,21 +72,21 @@ def collect_class_means(teacher: Teacher, data: Data, policy: str, processes: Pr
                 continue
             if detects and batch.objects is not None:
                 for part in each_alone(batch, batch.objects.sizes):
-                    means.add(*_of_regions(teacher, part))
+                    means.add(*_of_regions(teacher, part, len(data.classes)))
             elif batch.targets is not None:
                 means.add(teacher(batch.images).embedding, batch.targets)
     means.sum_over(processes.sum)
     return means.means().float().cpu()
 
 
-def _of_regions(teacher: Teacher, batch: Batch) -> tuple[Tensor, Tensor]:
+def _of_regions(teacher: Teacher, batch: Batch, background: int) -> tuple[Tensor, Tensor]:
     """The embeddings and classes of all regions that a detecting teacher proposes, the objects' own boxes among them.
 
     Nothing is drawn, and each image is padded by itself, so the means do not depend on how the images are divided
     between batches and processes. ND's authors take the regions that a detector in training draws.
     """
     levels = teacher(batch.images, maps=True).maps
-    regions = teacher.network.propose(batch.images, levels, batch.objects)  # type: ignore[operator]
+    regions = teacher.network.propose(batch.images, levels, batch.objects, background)  # type: ignore[operator]
     return teacher.of_regions(levels, regions)[1], regions.labels
 
 

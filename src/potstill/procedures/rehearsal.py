@@ -9,6 +9,7 @@ import torch
 
 from potstill.batch import Batch
 from potstill.methods.base import Known
+from potstill.networks.detection.tapped import TappedDetector
 from potstill.networks.teacher import Teaches
 from potstill.procedures.advice import STEP_PARTS
 from potstill.procedures.prepared import Prepared
@@ -151,5 +152,6 @@ class Rehearsal:
         """What the methods are told. Class means are numbers of the right shape: collecting them is a pass over all."""
         if self.run.teacher is None or not self.run.needs.class_means:
             return Known(prepared.data.labels)
-        shape = len(prepared.data.classes), self.run.teacher.spec.embedding_dim
+        background = isinstance(self.run.teacher.network, TappedDetector)
+        shape = len(prepared.data.classes) + background, self.run.teacher.spec.embedding_dim
         return Known(prepared.data.labels, torch.randn(shape, generator=torch.Generator().manual_seed(0)))

@@ -13,7 +13,7 @@ from potstill.methods.base import Needs
 from potstill.networks.features import Features
 from potstill.networks.teacher import Teacher
 from potstill.procedures.advice import StepTimes, Trial
-from potstill.procedures.data import Data
+from potstill.procedures.data import Data, by_request
 from potstill.procedures.store_key import store_key, taps_to_keep, views_of
 from potstill.procedures.stored import StoredTeaching, on_demand
 from potstill.store import Layout, Store
@@ -59,6 +59,7 @@ def few_rows(
         RecipeError: for outputs that a store cannot stand for, or keeps only where it is told to.
         RunError: for numbers that the store's dtype cannot hold.
     """
+    by_request(data.train)  # of scenes there is no store
     taps = taps_to_keep(recipe, needs)
     if lacking := sorted(needs.teacher - set(taps)):
         raise RecipeError(

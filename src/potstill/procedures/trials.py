@@ -7,9 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from potstill.batch import Batch
 from potstill.config import Recipe
+from potstill.data.masks import UNCOUNTED
 from potstill.data.source import Split, subset
 from potstill.data.workers import decoding_workers
 from potstill.errors import PotstillError
@@ -273,7 +276,16 @@ def _of(found: Round, parts: Sequence[str]) -> float:
 
 
 def _joined(one: Batch, other: Batch) -> Batch:
-    """Two batches as one."""
-    targets = None if one.targets is None or other.targets is None else torch.cat([one.targets, other.targets])
+    """Two batches as one; of scenes, both padded to the larger of the two."""
+    tall, wide = (max(one.images.shape[side], other.images.shape[side]) for side in (2, 3))
+
+    def together(first: Tensor, second: Tensor, value: int) -> Tensor:
+        both = [first, second]
+        if first.ndim > 2:  # images, and the masks of segmentation
+            both = [F.pad(x, (0, wide - x.shape[-1], 0, tall - x.shape[-2]), value=value) for x in both]
+        return torch.cat(both)
+
+    targets = None if one.targets is None or other.targets is None else together(one.targets, other.targets, UNCOUNTED)
     index, view = torch.cat([one.index, other.index]), torch.cat([one.view, other.view])
-    return Batch(torch.cat([one.images, other.images]), targets, index, view, one.weight)
+    objects = None if one.objects is None or other.objects is None else one.objects + other.objects
+    return Batch(together(one.images, other.images, 0), targets, index, view, one.weight, objects)

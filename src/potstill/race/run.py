@@ -125,7 +125,7 @@ class _Course:
         }
         for note in facts.notes if self.processes.main else ():
             log.info(note)
-        self.size, self.images = facts.size, facts.found[1]
+        self.input_size, self.images = facts.input_size, facts.found[1]
         self.data: Callable[[], Data] = functools.cache(lambda: prepare_data(recipe, split, self.processes))
 
     def _begin(self, stack: contextlib.ExitStack) -> None:
@@ -152,7 +152,7 @@ class _Course:
                 return known
             first = {key: name for name, key in reversed(networks.items())}
             return {
-                key: measure_cost(self.candidates[name].network().to(device), (3, self.size, self.size))
+                key: measure_cost(self.candidates[name].network().to(device), self.input_size)
                 for key, name in first.items()
             }
 

@@ -10,6 +10,7 @@ from typing import Any
 from potstill.config import Recipe, TeacherConfig
 from potstill.methods.objective import default_objective
 from potstill.methods.registry import find_method
+from potstill.procedures.scenes import SCENE_TASKS
 from potstill.procedures.store_key import views_of
 from potstill.store.fields import TAPS
 from potstill.study.naming import digest, store_of
@@ -102,7 +103,7 @@ def building(recipe: Recipe) -> Recipe:
 
 def _storable(recipe: Recipe, read_by: Callable[[str], frozenset[str]]) -> bool:
     """Whether a store of logits and embeddings holds all that the recipe's methods ask of the teacher."""
-    if recipe.procedure.name != "joint" or recipe.data.mixup or recipe.data.cutmix:
+    if recipe.procedure.name != "joint" or recipe.data.mixup or recipe.data.cutmix or recipe.task in SCENE_TASKS:
         return False
     read = frozenset[str]().union(*map(read_by, recipe.objective or default_objective(True)))
     return bool(read & frozenset(TAPS)) and read <= _STORED

@@ -114,7 +114,7 @@ class TappedDetector(Tapped):
         return background_last(heads.box_predictor.cls_score(embedding)), embedding
 
     @torch.no_grad()
-    def propose(self, images: Tensor, levels: Sequence[Tensor], objects: Objects) -> Regions:
+    def propose(self, images: Tensor, levels: Sequence[Tensor], objects: Objects, background: int) -> Regions:
         """All regions that the network proposes in evaluation, with the objects' own boxes; nothing is drawn.
 
         A region has the class of the object that it overlaps most, background below the overlap that training asks
@@ -123,7 +123,8 @@ class TappedDetector(Tapped):
         Args:
             images: of the pyramid.
             levels: its levels.
-            objects: what lies in the images.
+            objects: what lies in the images, whose classes may be others than this network's.
+            background: the number of the class of regions without an object: as many as there are classes of objects.
         """
         network: Any = self.network
         named = self._named(levels)
@@ -131,7 +132,7 @@ class TappedDetector(Tapped):
         boxes = [torch.cat((mine, own.to(mine))) for mine, own in zip(proposals, objects.boxes, strict=True)]
         given = [label + 1 for label in objects.labels]
         _, labels = network.roi_heads.assign_targets_to_proposals(boxes, list(objects.boxes), given)
-        return Regions(tuple(boxes), self._ours(torch.cat(labels)), objects.sizes)
+        return Regions(tuple(boxes), counted_from_0(torch.cat(labels), background), objects.sizes)
 
     @torch.no_grad()
     def detect(self, images: Tensor, sizes: tuple[Size, ...]) -> list[dict[str, Tensor]]:
@@ -183,7 +184,7 @@ class TappedDetector(Tapped):
             "objectness": losses["loss_objectness"], "proposals": losses["loss_rpn_box_reg"], "classes": named,
             "boxes": moved,
         }  # fmt: skip
-        regions = Regions(tuple(boxes), self._ours(torch.cat(labels)), objects.sizes)
+        regions = Regions(tuple(boxes), counted_from_0(torch.cat(labels), self.classes), objects.sizes)
         return Features(background_last(scores), embedding, losses=losses, regions=regions)
 
     def _dense(self, images: Tensor, levels: dict[str, Tensor], objects: Objects) -> Features:
@@ -207,9 +208,15 @@ class TappedDetector(Tapped):
     def _names(self) -> list[str]:
         return [level.name for level in self.spec.maps]
 
-    def _ours(self, labels: Tensor) -> Tensor:
-        """Class numbers that count from 0 with background as C, of torchvision's, which count from 1."""
-        return torch.where(labels > 0, labels - 1, self.classes)
+
+def counted_from_0(labels: Tensor, background: int) -> Tensor:
+    """Class numbers that count from 0, with background as the last, of torchvision's: from 1, with background as 0.
+
+    Example:
+        >>> counted_from_0(torch.tensor([0, 1, 3]), background=3)
+        tensor([3, 0, 2])
+    """
+    return torch.where(labels > 0, labels - 1, background)
 
 
 def background_last(logits: Tensor) -> Tensor:

@@ -31,15 +31,20 @@ class Block(nn.Module):
         self.prelu = nn.PReLU(channels)
         self.conv2 = conv3x3(channels, channels, stride)
         self.bn3 = nn.BatchNorm2d(channels)
+        self.stride = stride
         self.downsample: nn.Module | None = None
         if stride != 1 or in_channels != channels:
-            self.downsample = nn.Sequential(conv1x1(in_channels, channels, stride), nn.BatchNorm2d(channels))
+            self.downsample = nn.Sequential(conv1x1(in_channels, channels), nn.BatchNorm2d(channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, in_channels, H, W)`` to ``(B, channels, H / stride, W / stride)``."""
         out = self.prelu(self.bn2(self.conv1(self.bn1(x))))
         out = self.bn3(self.conv2(out))
-        return out + (x if self.downsample is None else self.downsample(x))
+        if self.downsample is None:
+            return out + x
+        # What a strided 1x1 convolution reads; oneDNN's backward pass of one with few channels writes past its memory
+        # (torch 2.15, float32, channels last).
+        return out + self.downsample(x[..., :: self.stride, :: self.stride])
 
 
 class IResNet(StagedFaceNetwork):
