@@ -55,7 +55,7 @@ def facts(recipe: Recipe) -> DataFacts:
 
 
 # Large networks, as far as smaller ones step through the same method.
-LARGE = ("/r101-", "/r152-", "/vit_b-", "/d201-")
+LARGE = ("/r50-", "/r101-", "/r152-", "/vit_", "/d201-")
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ def test_too_few_comparisons_for_the_rate_that_counts(refused, people, finished,
         (["student.args.scale=0"], "scale is 0; give a number above 0"),
         (["student.model=fcn/resnet18", "student.args={}"], "task=faces, but the student is a"),
         (["objective={arcface: {weight: 1, margin: 4}}"], "margin of arcface is 4; expected radians"),
-        (["data.loader=streaming"], "is 12x12 and crop 'none' changes no sizes"),
+        (["data.loader=streaming"], "task=faces with data.loader=streaming needs images of"),
         (["data.split_seed=1", "data.val_fraction=0"], "data.split_seed=1 does nothing"),
     ],
 )

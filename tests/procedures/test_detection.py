@@ -127,7 +127,7 @@ def precision(run: Path, data: Path, part: str) -> dict[str, float]:
 def test_a_run_leaves_the_average_precision_of_all_its_networks(run: Path, teacher: Path):
     result, rows = result_of(run), metrics_of(run)
     assert [row["epoch"] for row in rows] == ["1", "2"]
-    values = {"ap", "ap50", "ap75", "ap_small"}  # there are no larger squares
+    values = {"ap", "ap50", "ap75", "ap_small", "ar"}  # there are no larger squares
     student = result["rows"]["student"]
     assert set(student) == values | COSTS
     assert {name: float(rows[-1][name]) for name in values} == {name: student[name] for name in values}

@@ -176,6 +176,7 @@ def test_peers_learn_together_and_the_first_one_ships(distill, tmp_path):
     assert changed({f"0.{name}": value for name, value in start(run).items()}, both) == {n for n in both if n[0] == "0"}
 
 
+@pytest.mark.long
 def test_a_chain_of_assistants_leads_from_the_teacher_to_the_student(distill, teacher, tmp_path):
     run = tmp_path / "run"
     chain = ["procedure.name=assistants", "procedure.assistants=[resnet20,resnet14]", "epochs=1", "control=true"]

@@ -292,6 +292,7 @@ def test_a_builder_killed_five_times_loses_nothing(teacher: Path, tmp_path: Path
     assert torch.equal(*means)
 
 
+@pytest.mark.long
 def test_two_processes_build_the_store_of_one(teacher: Path, store: Path, tmp_path: Path) -> None:
     words = [*TINY, f"teacher.weights={teacher}", BOTH, f"teacher.store={tmp_path / 'two'}", "data.views=2"]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "potstill"]

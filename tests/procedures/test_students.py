@@ -98,6 +98,7 @@ def test_what_students_cannot_differ_in_is_refused(distill, tmp_path: Path, valu
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.long
 def test_a_students_own_precision_is_not_the_teachers(distill, tmp_path: Path) -> None:
     """The teacher that all share computes as the recipe around them says; alone, that has to be said."""
     distill("students=[{precision: bf16, name: half}, {seed: 1}]", f"run={tmp_path / 'all'}")

@@ -78,11 +78,17 @@ class Margin(Method):
         if self.scale == "norm":
             self.needs = Needs(student=frozenset({"logits", "embedding"}), labels=True)  # type: ignore[misc]
         self.held = (loss,)  # in a tuple, so that the library's weights neither train nor are saved
+        # Numbers that the margin is computed with; as buffers of this module they go where it goes.
+        self.constants = [key for key, value in vars(loss).items() if isinstance(value, Tensor)]
+        for key in self.constants:
+            self.register_buffer(key, getattr(loss, key), persistent=False)
 
     def margin(self, cosine: Tensor) -> Tensor:
         """The targets' cosines ``(B,)`` with the margin."""
         loss = self.held[0]
-        loss.cast_types(cosine.dtype, cosine.device)
+        for name in self.constants:
+            value = getattr(self, name)
+            setattr(loss, name, value.to(cosine.dtype) if value.is_floating_point() else value)
         return loss.modify_cosine_of_target_classes(cosine)
 
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
