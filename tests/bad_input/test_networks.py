@@ -21,7 +21,7 @@ KD = "objective={ce: 0.1, kd: {weight: 0.9, temperature: 4}}"
         (["student.model=null"], ["student.model is missing: name the network to train"]),
         (["student.weights=absent.safetensors"], ["no weights at absent.safetensors: there is no such file"]),
         (["student.model=torchvision/squeezenet1_1"], ["SqueezeNet does not run on images of (3, 8, 8)"]),
-        (["objective={ce: 1, pfed: 25}"], ["no method 'pfed'. Did you mean 'pefd'? There are ab, afd, arcface, at, cc, ce,"]),
+        (["objective={ce: 1, pfed: 25}"], ["no method 'pfed'. Did you mean 'pefd'? There are ab, afd, arcface, at,"]),
         (["student.model=torchvision/squeezenet1_1", "data.size=32", "student.taps={classifier: clasifier}"],
          ["no layer 'clasifier'", "Did you mean 'classifier'?"]),
         (["student.model=torchvision/squeezenet1_1", "data.size=32", "student.taps={embedding: zzz}"],
