@@ -33,9 +33,10 @@ def test_a_task_has_the_columns_of_its_values():
         "AP small %",
         "AP medium %",
         "AP large %",
+        "AR %",
         *COSTS,
     ]
-    assert shown(table)[2].split() == ["teacher", "40.00", "60.50", *"-" * 8]
+    assert shown(table)[2].split() == ["teacher", "40.00", "60.50", *"-" * 9]
     assert shown(table)[3].split()[:3] == ["student", "resnet18", "31.25"]
     assert shown(table)[3].split()[-5:] == ["4.1", "M", "-", "2.0", "KiB"]
 
