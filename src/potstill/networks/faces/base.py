@@ -277,9 +277,9 @@ def conv3x3(in_channels: int, out_channels: int, stride: int = 1, groups: int = 
     return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, groups=groups, bias=False)
 
 
-def conv1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+def conv1x1(in_channels: int, out_channels: int) -> nn.Conv2d:
     """A 1x1 convolution without bias."""
-    return nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
+    return nn.Conv2d(in_channels, out_channels, 1, bias=False)
 
 
 def face_cfg(first_conv: str) -> dict[str, Any]:
