@@ -218,6 +218,7 @@ def test_other_heads_learn_from_a_teacher_of_another_kind(distill: Distill, tmp_
     assert found["miou"] == pytest.approx(result_of(run)["rows"]["student"]["miou"], abs=0.05)
 
 
+@pytest.mark.long
 def test_students_side_by_side_are_each_what_it_is_alone(distill: Distill, tmp_path: Path):
     distill(PIXELS, "students=[{name: one}, {name: two, seed: 3}]", "epochs=1", f"run={tmp_path / 'both'}")
     for name, values in {"one": [], "two": ["seed=3", "data.order_seed=0", "data.view_seed=0"]}.items():
